@@ -1,0 +1,1 @@
+"""RELION-ready particles and averages, streamed from the CryoET Data Portal."""

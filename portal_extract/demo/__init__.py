@@ -1,0 +1,1 @@
+"""An embedded portal (API and object store) with a simulated data set."""

@@ -1,0 +1,1 @@
+"""Where pixels come from: OME-Zarr (S3, HTTPS, local) and MRC, and the readers of their parts."""

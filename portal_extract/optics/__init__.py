@@ -1,0 +1,1 @@
+"""Contrast transfer function, dose weights, aberrations, whitening."""

@@ -1,0 +1,1 @@
+"""Averages of particles: accumulation, symmetry, correction, FSC."""

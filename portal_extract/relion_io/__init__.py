@@ -1,0 +1,1 @@
+"""STAR tables and MRC files as RELION reads and writes them."""

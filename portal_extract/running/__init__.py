@@ -1,0 +1,1 @@
+"""Schedulers, progress events, journal and resume."""
