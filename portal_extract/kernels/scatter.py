@@ -45,6 +45,8 @@ def scatter_slices(
     n_views, box = spectra.shape[0], spectra.shape[1]
     per_sample = weights.shape[1] > 1
     constant = np.float64(weights[0, 0, 0])
+    size = accumulator.shape[0]
+    half = size // 2
     for view in range(n_views):
         ux, uy, uz = rows[view, 0], rows[view, 1], rows[view, 2]
         vx, vy, vz = columns[view, 0], columns[view, 1], columns[view, 2]
@@ -53,30 +55,49 @@ def scatter_slices(
             k = np.float64(y if y < box // 2 else y - box)
             for x in range(0 if y < box // 2 else 1, ranges[view, y]):
                 value = spectra[view, y, x]
+                real, imag = np.float64(value.real), np.float64(value.imag)
                 weight = np.float64(weights[view, y, x]) if per_sample else constant
-                _scatter_sample(
-                    accumulator,
-                    x * ux + k * vx,
-                    x * uy + k * vy,
-                    x * uz + k * vz,
-                    np.float64(value.real),
-                    np.float64(value.imag),
-                    weight,
-                    scale,
-                )
+                px, py, pz = x * ux + k * vx, x * uy + k * vy, x * uz + k * vz
+                if px < 0.0:
+                    px, py, pz, imag = -px, -py, -pz, -imag
+                x0, y0, z0 = int(px), int(np.floor(py)), int(np.floor(pz))
+                if 0 < x0 < half and -half <= y0 < half - 1 and -half <= z0 < half - 1:
+                    _scatter_inside(accumulator, px, py, pz, x0, y0, z0, real, imag, weight, scale)
+                elif x0 <= half and -half - 1 <= y0 < half and -half - 1 <= z0 < half:
+                    _scatter_at_border(accumulator, px, py, pz, x0, y0, z0, real, imag, weight, scale)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _scatter_sample(accumulator, px, py, pz, real, imag, weight, scale):  # type: ignore[no-untyped-def]
-    """Add one sample at the position ``p``, and its Friedel mate where both lie in the stored half."""
+def _scatter_inside(accumulator, px, py, pz, x0, y0, z0, real, imag, weight, scale):  # type: ignore[no-untyped-def]
+    """Add a sample whose eight neighbours are all stored, none of them twice."""
+    size = accumulator.shape[0]
+    near = scale * (1.0 - (px - x0))
+    far = scale * (1.0 - ((x0 + 1) - px))
+    for dz in range(2):
+        gz = z0 + dz
+        wz = 1.0 - np.abs(pz - gz)
+        zi = gz if gz >= 0 else gz + size
+        for dy in range(2):
+            gy = y0 + dy
+            wy = 1.0 - np.abs(py - gy)
+            yi = gy if gy >= 0 else gy + size
+            m = near * wy * wz
+            accumulator[zi, yi, x0, 0] += np.float32(m * real)
+            accumulator[zi, yi, x0, 1] += np.float32(m * imag)
+            accumulator[zi, yi, x0, 2] += np.float32(m * weight)
+            accumulator[zi, yi, x0, 3] = np.float32(accumulator[zi, yi, x0, 3] + m)
+            m = far * wy * wz
+            accumulator[zi, yi, x0 + 1, 0] += np.float32(m * real)
+            accumulator[zi, yi, x0 + 1, 1] += np.float32(m * imag)
+            accumulator[zi, yi, x0 + 1, 2] += np.float32(m * weight)
+            accumulator[zi, yi, x0 + 1, 3] = np.float32(accumulator[zi, yi, x0 + 1, 3] + m)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _scatter_at_border(accumulator, px, py, pz, x0, y0, z0, real, imag, weight, scale):  # type: ignore[no-untyped-def]
+    """Add a sample with neighbours that are not stored, or are stored twice (the plane x = 0)."""
     size = accumulator.shape[0]
     half = size // 2
-    if px < 0.0:
-        px, py, pz, imag = -px, -py, -pz, -imag
-    fx, fy, fz = np.floor(px), np.floor(py), np.floor(pz)
-    x0, y0, z0 = int(fx), int(fy), int(fz)
-    if x0 > half or y0 >= half or y0 < -half - 1 or z0 >= half or z0 < -half - 1:
-        return
     for dz in range(2):
         gz = z0 + dz
         if gz < -half or gz >= half:
@@ -98,6 +119,7 @@ def _scatter_sample(accumulator, px, py, pz, real, imag, weight, scale):  # type
                 cell[0] += np.float32(m * real)
                 cell[1] += np.float32(m * imag)
                 cell[2] += np.float32(m * weight)
+                # the multiplicity is added in double and rounded once, unlike the other three
                 cell[3] = np.float32(cell[3] + m)
                 if gx == 0:
                     mate = accumulator[(size - zi) % size, (size - yi) % size, 0]
