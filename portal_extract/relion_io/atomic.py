@@ -31,7 +31,9 @@ def write_atomically(path: str | os.PathLike[str], *buffers: Buffer) -> None:
     # one name per process and thread: two writers of one target must not share it
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
+        descriptor = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666
+        )
         try:
             _write_all(descriptor, [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)])
         finally:

@@ -11,7 +11,7 @@ from portal_extract.model import Floats
 
 
 def format_double(value: float) -> str:
-    """A floating-point number in RELION's format, without the blanks that align it.
+    """Format a floating-point number as RELION does, without the blanks that align it.
 
     Numbers from 0.001 to 100000 have 6 decimals, negative ones 5; others have an exponent. RELION cuts
     its text at 12 characters, which takes digits off an exponent of three digits; here a digit of the
@@ -35,17 +35,17 @@ def format_doubles(values: ArrayLike) -> list[str]:
 
 
 def format_vector(values: ArrayLike) -> str:
-    """Numbers as a vector of RELION: ``[a,b,c]``, 12 significant digits."""
+    """Format numbers as a vector of RELION: ``[a,b,c]``, 12 significant digits."""
     return "[" + ",".join(f"{value:.12g}" for value in np.asarray(values, dtype=np.float64).tolist()) + "]"
 
 
 def format_flags(flags: Iterable[bool]) -> str:
-    """Flags as a vector of ones and zeros, such as ``rlnTomoVisibleFrames``."""
+    """Format flags as a vector of ones and zeros, such as ``rlnTomoVisibleFrames``."""
     return "[" + ",".join("1" if flag else "0" for flag in flags) + "]"
 
 
 def parse_numbers(values: Sequence[str]) -> Floats:
-    """Numbers from strings, exactly rounded; NaN for every string that is none.
+    """Read numbers from strings, exactly rounded; NaN for every string that is none.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def parse_numbers(values: Sequence[str]) -> Floats:
 
 
 def parse_vector(value: str) -> Floats | None:
-    """Numbers of a vector ``[a,b,c]``, or None if it is no vector of finite numbers."""
+    """Read the numbers of a vector ``[a,b,c]``; None if it is no vector of finite numbers."""
     text = value.strip()
     if not (text.startswith("[") and text.endswith("]")):
         return None

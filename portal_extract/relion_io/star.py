@@ -3,8 +3,8 @@
 Every value is a string, as it stood in the file, so a tomogram named ``007`` stays ``007`` and unknown
 columns travel unchanged. This is why the ``starfile`` package is not used here: version 0.5.13 turns
 what looks like a number into a number unless every column is known beforehand, reads ``nan`` as missing,
-rewrites ``'`` to ``"``, cuts values at ``#``, lets a later block of the same name replace an earlier one, tells
-neither file nor line of a ragged row, and writes the time of day. The tests read our files with it.
+rewrites ``'`` to ``"``, cuts values at ``#``, lets a later block of the same name replace an earlier one,
+tells neither file nor line of a ragged row, and writes the time of day. The tests read our files with it.
 
 The dialect: blocks ``data_NAME`` hold one list (``_label value``) or one loop; quotes count only where a
 value begins, and end where a blank follows; ``#`` begins a comment only where a value could begin.
@@ -145,12 +145,12 @@ def read_star(path: str | os.PathLike[str]) -> StarFile:
 
 
 def parse_star(text: str, file: str) -> StarFile:
-    """Parse the text of a STAR file.
+    r"""Parse the text of a STAR file.
 
     Parameters
     ----------
     text
-        Contents of the file; line ends may be ``\\n`` or ``\\r\\n``.
+        Contents of the file; line ends may be ``\n`` or ``\r\n``.
     file
         Name of the file, for messages.
 
@@ -348,7 +348,7 @@ def _may_need_quotes(values: Sequence[str]) -> bool:
 
 
 def quote(value: str) -> str:
-    """A value as it stands in a STAR file: quoted if it is empty or would be read as something else.
+    """Quote a value if it is empty or would otherwise be read as something else.
 
     Raises
     ------

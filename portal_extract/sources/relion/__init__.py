@@ -1,0 +1,14 @@
+"""Projects out of RELION 5 (and RELION 4) STAR files."""
+
+from __future__ import annotations
+
+from portal_extract.sources.relion.project import TableNames, Trajectories, build_project
+from portal_extract.sources.relion.tilts import ImageStackFactory, TomogramTables
+
+__all__ = [
+    "ImageStackFactory",
+    "TableNames",
+    "TomogramTables",
+    "Trajectories",
+    "build_project",
+]
