@@ -16,7 +16,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 # widens the analytic bounds so that rounding can never exclude what the exact test would accept
-_MARGIN = 1e-6
+_MARGIN = 1e-9
+# slope below which a row of any box runs along the slice
+_FLAT = 1e-14
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -52,29 +54,37 @@ def insert_slices(
     box = data.shape[0]
     constant = slice_weights.shape[1] == 1
     constant_weight = np.float64(slice_weights[0, 0, 0])
+    half = box // 2
     for view in range(spectra.shape[0]):
         g = matrices[view]
         radius2 = max_freq[view] * max_freq[view]
         image = spectra[view]
         image_weight = slice_weights[0] if constant else slice_weights[view]
         for z in range(z_start, z_stop):
-            kz = z if z < box // 2 else z - box
-            if kz * kz > radius2:
+            kz = z if z < half else z - box
+            remaining = radius2 - kz * kz
+            if remaining < 0:
                 continue
-            for y in range(box):
-                ky = y if y < box // 2 else y - box
-                remaining = radius2 - ky * ky - kz * kz
-                if remaining < 0:
-                    continue
-                last = min(int(np.sqrt(np.float64(remaining))), box // 2)
-                first, last = _near_slice(g, last, np.float64(ky), np.float64(kz))
+            across = int(np.sqrt(np.float64(remaining)))
+            # the distance from the slice at x lies between those at x = 0 and at the far end of the row
+            far = g[2, 0] * min(across, half)
+            low, high = _solve(g[2, 1], g[2, 2] * kz + min(far, 0.0), g[2, 2] * kz + max(far, 0.0))
+            first_y = int(np.ceil(min(max(low, -min(across, half)), half)))
+            last_y = int(np.floor(max(min(high, min(across, half - 1)), -half - 1.0)))
+            for ky in range(first_y, last_y + 1):
+                y = ky if ky >= 0 else ky + box
+                last = min(int(np.sqrt(np.float64(remaining - ky * ky))), half)
+                start = g[2, 1] * ky + g[2, 2] * kz
+                low, high = _solve(g[2, 0], start, start)
+                first = int(np.ceil(min(max(low, 0.0), half + 1.0)))
+                last = int(np.floor(max(min(high, np.float64(last)), -1.0)))
                 for x in range(first, last + 1):
                     pz = (g[2, 0] * x + g[2, 1] * ky) + g[2, 2] * kz
                     if not -1.0 < pz < 1.0:
                         continue
                     px = (g[0, 0] * x + g[0, 1] * ky) + g[0, 2] * kz
                     py = (g[1, 0] * x + g[1, 1] * ky) + g[1, 2] * kz
-                    if np.abs(px) >= box // 2 + 1 or np.abs(py) >= box // 2 + 1:
+                    if np.abs(px) >= half + 1 or np.abs(py) >= half + 1:
                         continue
                     tent = 1.0 - np.abs(pz)
                     real, imag, wgt = _bilinear(image, image_weight, constant, constant_weight, px, py)
@@ -83,16 +93,16 @@ def insert_slices(
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _near_slice(g, last, ky, kz):  # type: ignore[no-untyped-def]
-    """First and last x of a row that can lie within one voxel of the slice."""
-    slope = g[2, 0]
-    start = g[2, 1] * ky + g[2, 2] * kz
-    if np.abs(slope) < _MARGIN:
-        return (0, last) if np.abs(start) < 1.0 + _MARGIN * (last + 1) else (0, -1)
-    one, other = (-1.0 - start) / slope, (1.0 - start) / slope
-    low, high = min(one, other) - _MARGIN, max(one, other) + _MARGIN
-    first = 0 if low <= 0.0 else int(np.ceil(min(low, last + 1.0)))
-    return first, -1 if high < 0.0 else int(min(high, np.float64(last)))
+def _solve(slope, smallest, largest):  # type: ignore[no-untyped-def]
+    """Bounds of all t with ``-1 < slope * t + s < 1`` for some ``smallest <= s <= largest``, a little wide."""
+    if np.abs(slope) < _FLAT:
+        return (
+            (-np.inf, np.inf) if smallest < 1.0 + _MARGIN and largest > -1.0 - _MARGIN else (np.inf, -np.inf)
+        )
+    inverse = 1.0 / slope
+    if slope > 0.0:
+        return (-1.0 - _MARGIN - largest) * inverse, (1.0 + _MARGIN - smallest) * inverse
+    return (1.0 + _MARGIN - smallest) * inverse, (-1.0 - _MARGIN - largest) * inverse
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
