@@ -1,1 +1,77 @@
-"""Command line: parse, call, report."""
+"""Command line: parse, call, report. No science, and nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from portal_extract._version import __version__
+from portal_extract.errors import PortalExtractError
+
+EXIT_REFUSED = 2
+EXIT_INTERRUPTED = 130
+
+# name: (module, one line of help); modules are imported when their command is called
+COMMANDS = {
+    "data-portal": ("portal", "Extract particles of the CryoET Data Portal, streaming only what is needed."),
+    "local": ("local", "Extract particles of a RELION project on disk."),
+    "resolve": ("resolve", "Write the STAR files of a portal selection, without pixels."),
+    "demo": ("demo", "Simulate a small data set, serve it as a portal, and extract from it."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports the module of a command when the command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the commands, in order of importance."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"portal_extract.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(__version__, prog_name="portal-extract")
+def cli() -> None:
+    """RELION-ready particles and averages, streamed from the CryoET Data Portal.
+
+    Name a run and a protein; what RELION's Extract job would have written after a download of everything
+    appears in the output folder, and only the pixels that some particle needs are fetched.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 refused with one sentence, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        status = cli.main(args=list(arguments), prog_name="portal-extract", standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except PortalExtractError as error:
+        if "--debug" in arguments:
+            raise
+        click.echo(f"portal-extract: {error}", err=True)
+        sys.exit(EXIT_REFUSED)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EXIT_REFUSED)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("portal-extract: interrupted", err=True)
+        sys.exit(EXIT_INTERRUPTED)

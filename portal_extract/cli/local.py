@@ -1,0 +1,48 @@
+"""``portal-extract local``: a RELION project on disk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from portal_extract.cli import params
+from portal_extract.cli.grouped import GroupedCommand, option, stack_options
+
+INPUT = "Input (RELION's names in brackets)"
+
+input_options = stack_options(
+    option("--particles-starfile", type=click.Path(dir_okay=False), group=INPUT, help="Particles [--p]."),
+    option("--tomograms-starfile", type=click.Path(dir_okay=False), group=INPUT, help="Tomograms [--t]."),
+    option("--trajectories-starfile", type=click.Path(dir_okay=False), group=INPUT, help="Particle motion [--mot]."),
+    option("--optimisation-set", type=click.Path(dir_okay=False), group=INPUT, help="STAR file that names the three; those given explicitly win [--i]."),
+    option("--tiltseries-relative-dir", type=click.Path(file_okay=False), group=INPUT, help="Folder that relative paths in the STAR files start from.  [default: the current folder]"),
+)  # fmt: skip
+
+
+@click.command("local", cls=GroupedCommand)
+@input_options
+@params.box_options
+@params.signal_options
+@params.output_options
+@params.run_options
+@params.talk_options
+def command(**values: Any) -> None:
+    """Extract particles of a RELION project on disk.
+
+    Reads the STAR files that RELION 5 reads, with MRC or OME-Zarr images (a column tomoTiltSeriesURI names
+    the latter, also on S3), and writes what RELION's Extract job would write.
+    """
+    options, run = params.extract_options(values), params.running_options(values)
+    from portal_extract.cli.work import extract_and_report
+    from portal_extract.sources.relion import ProjectFiles, read_project
+
+    files = ProjectFiles(
+        particles=values["particles_starfile"],
+        tomograms=values["tomograms_starfile"],
+        trajectories=values["trajectories_starfile"],
+        optimisation_set=values["optimisation_set"],
+        tiltseries_relative_dir=values["tiltseries_relative_dir"],
+    )
+    project = read_project(files)
+    extract_and_report(project, options, run, values)

@@ -1,0 +1,123 @@
+"""Options shared by commands, and how they become option objects."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from portal_extract.cli.grouped import option, read_config, stack_options
+from portal_extract.errors import UsageError
+from portal_extract.options import ExtractOptions, PathStyle, RunOptions
+
+BOX, SIGNAL, OUTPUT, RUN, TALK = (
+    "Particles",
+    "Signal (RELION's names in brackets)",
+    "Output",
+    "Running",
+    "Messages and configuration",
+)
+
+_UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class ByteSize(click.ParamType[int]):
+    """A size in bytes, such as 2GiB or 500MB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse a size; K, M, G and T are powers of 1024 with or without ``iB``, of 1000 with ``B`` alone."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)(iB|B)?\s*", str(value), re.IGNORECASE)
+        if not match:
+            self.fail(f"{value!r} is not a size; write for example 2GiB", param, ctx)
+        number, unit, suffix = float(match[1]), match[2].upper(), (match[3] or "").lower()
+        factor = 1000 ** "_KMGT".index(unit) if suffix == "b" and unit else _UNITS[unit]
+        return int(number * factor)
+
+
+box_options = stack_options(
+    option("--box-size", type=int, required=True, group=BOX, help="Box in binned pixels, even [--b]."),
+    option("--crop-size", type=int, group=BOX, help="Size of the output images in binned pixels, even [--crop].  [default: the box]"),
+    option("--bin", "binning", type=float, default=1.0, group=BOX, help="Binning, any real number from 1 [--bin]."),
+    option("--max-dose", type=float, group=BOX, help="Leave out tilt images with more accumulated dose, e/A^2 [--max_dose].  [default: no limit]"),
+    option("--min-frames", type=int, default=1, group=BOX, help="Leave out particles that fewer tilt images see [--min_frames]."),
+)  # fmt: skip
+
+signal_options = stack_options(
+    option("--ctf/--no-ctf", default=True, group=SIGNAL, help="Multiply by CTF and dose weights, or by neither [--no_ctf]."),
+    option("--circle-crop/--no-circle-crop", default=True, group=SIGNAL, help="Soft circular mask, background subtracted [--no_circle_crop]."),
+    option("--circle-precrop", is_flag=True, group=SIGNAL, help="The same on the unbinned box before anything else [--circle_precrop]."),
+    option("--ic/--no-ic", "invert_contrast", default=True, group=SIGNAL, help="Invert the contrast [--no_ic]."),
+    option("--dont-apply-offsets", is_flag=True, group=SIGNAL, help="Leave refined origins out of the coordinates [--dont_apply_offsets]."),
+    option("--apply-orientations", is_flag=True, group=SIGNAL, help="Move the particles' angles into the subtomogram frame [--apply_orientations]."),
+    option("--whiten", is_flag=True, group=SIGNAL, help="Divide by the noise amplitude of each tilt image [--whiten]."),
+    option("--grid-precorr", is_flag=True, group=SIGNAL, help="Gridding pre-correction [--grid_precorr]."),
+)  # fmt: skip
+
+output_options = stack_options(
+    option("--output-dir", "-o", type=click.Path(file_okay=False), required=True, group=OUTPUT, help="Folder for the results [--o]."),
+    option("--float16", is_flag=True, group=OUTPUT, help="Half-precision stacks, MRC mode 12 [--float16]."),
+    option("--paths", type=click.Choice(["auto", "absolute", "relative"]), default="auto", group=OUTPUT, help="How STAR files name files; auto is relative when the output lies below the current folder."),
+    option("--overwrite", is_flag=True, group=OUTPUT, help="Remove the results of an earlier run in the folder."),
+    option("--dry-run", is_flag=True, group=OUTPUT, help="Say what would be done; read no pixel and write nothing."),
+)  # fmt: skip
+
+run_options = stack_options(
+    option("--workers", type=click.IntRange(1), group=RUN, help="Computing threads.  [default: all cores]"),
+    option("--memory", type=ByteSize(), default="2GiB", group=RUN, help="Bound for the working memory."),
+    option("--requests", type=click.IntRange(1, 1024), default=32, group=RUN, help="Concurrent requests to a remote store."),
+)  # fmt: skip
+
+talk_options = stack_options(
+    option("--config", type=click.Path(dir_okay=False), is_eager=True, expose_value=False, callback=read_config, group=TALK, help="TOML file with options; the command line wins."),
+    option("--quiet", "-q", is_flag=True, group=TALK, help="Print nothing but errors."),
+    option("--json", "as_json", is_flag=True, group=TALK, help="Print the summary as JSON on standard output."),
+    option("--debug", is_flag=True, group=TALK, help="Show tracebacks."),
+)  # fmt: skip
+
+
+def extract_options(values: Mapping[str, Any]) -> ExtractOptions:
+    """Build the options of an extraction from parsed values.
+
+    Raises
+    ------
+    UnsupportedError
+        What cannot be honoured.
+    """
+    options = ExtractOptions(
+        box_size=values["box_size"],
+        crop_size=values["crop_size"],
+        binning=values["binning"],
+        max_dose_e_per_a2=values["max_dose"],
+        min_frames=values["min_frames"],
+        float16=values["float16"],
+        ctf=values["ctf"],
+        circle_crop=values["circle_crop"],
+        circle_precrop=values["circle_precrop"],
+        invert_contrast=values["invert_contrast"],
+        apply_offsets=not values["dont_apply_offsets"],
+        apply_orientations=values["apply_orientations"],
+        whiten=values["whiten"],
+        grid_precorrection=values["grid_precorr"],
+    )
+    if values["dont_apply_offsets"] and values["apply_orientations"]:
+        raise UsageError("--dont-apply-offsets and --apply-orientations exclude each other: drop one of them")
+    options.check()
+    return options
+
+
+def running_options(values: Mapping[str, Any]) -> RunOptions:
+    """Build the options of a run from parsed values."""
+    paths: PathStyle = values["paths"]
+    return RunOptions(
+        workers=values["workers"],
+        memory_bytes=values["memory"],
+        paths=paths,
+        overwrite=values["overwrite"],
+        requests_in_flight=values["requests"],
+    )

@@ -1,0 +1,98 @@
+"""What an extraction did, or would do: numbers for the terminal, for report.json and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from portal_extract.model import Ints
+
+
+@dataclass(frozen=True)
+class SeriesSurvey:
+    """What geometry alone says of one tilt series.
+
+    Attributes
+    ----------
+    name
+        Of the tilt series.
+    n_particles
+        Particles in it.
+    n_kept, n_views
+        Particles that pass the rules of visibility, and their images.
+    skipped
+        Indices of the others, by reason.
+    diagnosis
+        Where the particles project to, if all of them miss the images; else None.
+    """
+
+    name: str
+    n_particles: int
+    n_kept: int
+    n_views: int
+    skipped: Mapping[str, Ints]
+    diagnosis: str | None = None
+
+
+@dataclass(frozen=True)
+class ExtractionSummary:
+    """What an extraction did.
+
+    Attributes
+    ----------
+    output_dir
+        Where the results are.
+    n_particles, n_extracted, n_views
+        Particles in the project, particles extracted, images written.
+    skipped
+        Number of particles left out, by reason.
+    skipped_by_series
+        The same for each tilt series that lost any.
+    bytes_read, n_requests, bytes_written
+        Of images.
+    seconds, peak_memory_bytes
+        Of this process.
+    assumptions
+        Values that the source does not have and the user may want to change.
+    """
+
+    output_dir: Path
+    n_particles: int
+    n_extracted: int
+    n_views: int
+    skipped: Mapping[str, int]
+    skipped_by_series: Mapping[str, Mapping[str, int]]
+    bytes_read: int
+    n_requests: int
+    bytes_written: int
+    seconds: float
+    peak_memory_bytes: int
+    assumptions: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values, for JSON."""
+        return {
+            "output_dir": str(self.output_dir),
+            "particles": self.n_particles,
+            "extracted": self.n_extracted,
+            "views": self.n_views,
+            "skipped": dict(self.skipped),
+            "skipped_by_tilt_series": {k: dict(v) for k, v in self.skipped_by_series.items()},
+            "bytes_read": self.bytes_read,
+            "requests": self.n_requests,
+            "bytes_written": self.bytes_written,
+            "seconds": round(self.seconds, 3),
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "assumptions": dict(self.assumptions),
+        }
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

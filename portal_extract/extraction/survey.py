@@ -1,0 +1,88 @@
+"""Before a pixel is read: what will be extracted, what not and why, and whether there is room for it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from portal_extract.errors import IneligibleError, OutputError
+from portal_extract.extraction.summary import SeriesSurvey
+from portal_extract.extraction.views import Views, find_views, image_positions, positions_px
+from portal_extract.model import Project
+from portal_extract.options import ExtractOptions
+
+_HEADER_BYTES = 1024
+
+
+def survey_project(project: Project, options: ExtractOptions) -> list[SeriesSurvey]:
+    """Apply the rules of visibility to every tilt series that has particles."""
+    return [
+        survey_series(project, t, find_views(project, t, options), options)
+        for t, particles in enumerate(project.particles_of)
+        if len(particles)
+    ]
+
+
+def survey_series(project: Project, series_index: int, views: Views, options: ExtractOptions) -> SeriesSurvey:
+    """Sum up the views of one tilt series."""
+    particles = project.particles_of[series_index]
+    diagnosis = None
+    if not len(views.kept):
+        diagnosis = _diagnose(project, series_index, options)
+    return SeriesSurvey(
+        name=project.tilt_series[series_index].name,
+        n_particles=len(particles),
+        n_kept=len(views.kept),
+        n_views=len(views),
+        skipped=views.skipped,
+        diagnosis=diagnosis,
+    )
+
+
+def _diagnose(project: Project, series_index: int, options: ExtractOptions) -> str:
+    """Tell where the particles fall, so that a wrong unit or centre shows itself."""
+    series, particles = project.tilt_series[series_index], project.particles_of[series_index]
+    points = positions_px(project, particles, options.offsets_applied)
+    centres = image_positions(project, series_index, particles, points).reshape(-1, 2)
+    (x0, y0), (x1, y1) = centres.min(axis=0), centres.max(axis=0)
+    width, height = series.image_stack.size_px
+    margin = options.binning * options.output_size / 2.0
+    return (
+        f"{series.name}: particles project to x {x0:.0f}..{x1:.0f}, y {y0:.0f}..{y1:.0f} pixels; the images "
+        f"are {width} x {height} and a particle must stay {margin:g} pixels from their edges"
+    )
+
+
+def stack_bytes(survey: Sequence[SeriesSurvey], options: ExtractOptions) -> int:
+    """Size of the 2D stacks that will be written."""
+    side = options.box_size - 2 * options.boundary
+    image = side * side * (2 if options.float16 else 4)
+    return sum(s.n_views * image + s.n_kept * _HEADER_BYTES for s in survey)
+
+
+def refuse_hopeless(survey: Sequence[SeriesSurvey], needed_bytes: int, output_dir: Path) -> None:
+    """Raise if nothing is left to extract, or if the disk has no room for it.
+
+    Raises
+    ------
+    IneligibleError
+        No particle is left; the message tells where they project to.
+    OutputError
+        Not enough free space.
+    """
+    if not sum(s.n_kept for s in survey):
+        reasons: dict[str, int] = {}
+        for one in survey:
+            for reason, indices in one.skipped.items():
+                reasons[reason] = reasons.get(reason, 0) + len(indices)
+        told = "; ".join(f"{n} {reason}" for reason, n in reasons.items()) or "the particle table is empty"
+        places = [s.diagnosis for s in survey if s.diagnosis][:3]
+        raise IneligibleError(". ".join([f"No particle is left to extract: {told}", *places]))
+    folder = next(p for p in [output_dir.absolute(), *output_dir.absolute().parents] if p.exists())
+    free = shutil.disk_usage(folder).free
+    if needed_bytes > free:
+        raise OutputError(
+            f"{output_dir}: the results need {needed_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; "
+            "choose another --output-dir, a larger --bin, a smaller --crop-size or --float16"
+        )
