@@ -306,6 +306,8 @@ def write_star(
 
 
 def _block_text(name: str, contents: Mapping[str, str] | pd.DataFrame) -> str:
+    if name.split() != [name] and name:
+        raise ValueError(f"a block cannot be named {name[:40]!r}, because of its blanks")
     head = f"\n# version 50001\n\ndata_{name}\n\n"
     lines = _loop_lines(contents) if isinstance(contents, pd.DataFrame) else _list_lines(contents)
     return head + "".join(lines) + " \n"

@@ -8,15 +8,16 @@ import numpy as np
 import pandas as pd
 
 from portal_extract.model import Bools, Floats, Ints, OpticsGroup, ParticleSet
+from portal_extract.relion_io.labels import (
+    ANGLE_LABELS,
+    CENTRED_LABELS,
+    ORIGIN_LABELS,
+    PIXEL_LABELS,
+    SUBTOMOGRAM_LABELS,
+)
 from portal_extract.relion_io.star import string_table
 from portal_extract.sources.relion.columns import Columns, names, rows
 from portal_extract.sources.relion.tilts import GlobalColumns
-
-CENTRED_LABELS = tuple(f"rlnCenteredCoordinate{axis}Angst" for axis in "XYZ")
-PIXEL_LABELS = tuple(f"rlnCoordinate{axis}" for axis in "XYZ")
-ORIGIN_LABELS = tuple(f"rlnOrigin{axis}Angst" for axis in "XYZ")
-SUBTOMOGRAM_LABELS = tuple(f"rlnTomoSubtomogram{angle}" for angle in ("Rot", "Tilt", "Psi"))
-ANGLE_LABELS = tuple(f"rlnAngle{angle}" for angle in ("Rot", "Tilt", "Psi"))
 
 #: built optics tables have these columns, in this order, and the group's number and name
 _BUILT_OPTICS = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnTomoTiltSeriesPixelSize")

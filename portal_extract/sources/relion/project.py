@@ -142,7 +142,7 @@ def _all_tilt_series(
     stacks = _find_images(wanted, factory, problems)
     tilts = [Columns(tables.tilts[name], called.of_tilts(name), problems) for name in known.names]
     built = [build_tilt_series(t, known, tilts[t], stacks.get(name)) for t, name in enumerate(known.names)]
-    return tuple(series for series in built if series is not None)
+    return tuple(built)
 
 
 def _find_images(
@@ -208,8 +208,8 @@ def _match_trajectories(
     wrong = [i for i, shifts in enumerate(found) if len(shifts) != n_images[i]]
     for i in wrong[:5]:
         problems.add(
-            f"{file}: {len(found[i])} rows for particle {particle_names[i]} (row {i + 1} of the particle table), "
-            f"but its tilt series has {n_images[i]} images"
+            f"{file}: {len(found[i])} rows for particle {particle_names[i]} (row {i + 1} of the particle "
+            f"table), but its tilt series has {n_images[i]} images"
         )
     if len(wrong) > 5:
         problems.add(f"{file}: and {len(wrong) - 5} more trajectories of the wrong length")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ import pandas as pd
 from portal_extract.geometry import coefficients_per_image, projection_matrices
 from portal_extract.model import Bools, Deformation, DeformationKind, Floats, ImageStack, TiltSeries
 from portal_extract.relion_io.numbers import parse_vector
-from portal_extract.sources.relion.columns import Columns, rows
+from portal_extract.sources.relion.columns import Columns, Problems, rows
 
 UNKNOWN_SIZE = (-999, -999, -999)
 MATRIX_LABELS = ("rlnTomoProjX", "rlnTomoProjY", "rlnTomoProjZ", "rlnTomoProjW")
@@ -116,8 +116,8 @@ def _note_rows(columns: Columns, complaint: str, bad: Bools) -> None:
 
 def build_tilt_series(
     index: int, known: GlobalColumns, tilts: Columns, image_stack: ImageStack | None
-) -> TiltSeries | None:
-    """Build one tilt series, or note what hinders it.
+) -> TiltSeries:
+    """Build one tilt series, collecting problems: values that are wrong are NaN or missing in it.
 
     Parameters
     ----------
@@ -128,13 +128,14 @@ def build_tilt_series(
     tilts
         Its per-tilt table.
     image_stack
-        Its images; None where no particle needs them: then nothing is opened, the image size is (0, 0)
-        and the projections are NaN.
+        Its images; None where no particle needs them: then nothing is opened, the image size is (0, 0),
+        the projections are NaN, and there are no problems.
     """
-    before = len(tilts.problems.found)
-    if not len(tilts):
+    if image_stack is None:
+        # what is wrong with a tilt series that nobody uses must not stop those who use others
+        tilts = replace(tilts, problems=Problems())
+    elif not len(tilts):
         tilts.problems.add(f"{tilts.where}: the table has no rows")
-        return None
     pixel_size, size = float(known.pixel_size_angst[index]), known.sizes_px[index]
     projections = _projections(tilts, image_stack, pixel_size, size)
     deformation = _deformation(tilts, known.deformations[index])
@@ -147,8 +148,6 @@ def build_tilt_series(
         "ctf_bfactor_a2": tilts.numbers("rlnCtfBfactor", 0.0),
         "dose_e_per_a2": tilts.numbers("rlnMicrographPreExposure"),
     }
-    if len(tilts.problems.found) > before:
-        return None
     nowhere = ImageStack(("",) * len(tilts), np.arange(len(tilts), dtype=np.int64), (0, 0))
     return TiltSeries(
         name=known.names[index],

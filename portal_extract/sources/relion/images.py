@@ -1,0 +1,165 @@
+"""Where the pixels of a RELION project's tilt series are."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from portal_extract.errors import ImageFormatError, StarFileError, join_problems
+from portal_extract.model import ImageStack, Ints
+from portal_extract.relion_io.mrc import read_header
+from portal_extract.sources.relion.columns import names, rows
+from portal_extract.sources.relion.tilts import TomogramTables
+
+URI_LABEL = "tomoTiltSeriesURI"
+STACK_LABEL = "rlnTomoTiltSeriesName"
+IMAGE_LABEL = "rlnMicrographName"
+COUNT_LABEL = "rlnTomoFrameCount"
+_MRC_ENDINGS = (".mrc", ".mrcs", ".st", ".ali", ".map", ".rec", ".preali")
+_SECTION = re.compile(r"(\d+)@(.+)", re.DOTALL)
+_REMOTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Finds the images of tilt series that the tables name.
+
+    In this order: ``tomoTiltSeriesURI`` (per tilt or global: OME-Zarr or MRC, local or remote; the section is
+    the N of ``N@`` in ``rlnMicrographName``, or else the row), ``rlnTomoTiltSeriesName`` (one stack, sections
+    in row order), ``rlnMicrographName`` (``N@stack``, or a file with one image).
+
+    Attributes
+    ----------
+    relative_dir
+        Folder that local paths are relative to; None for the current directory.
+    storage
+        Options for remote stores.
+    """
+
+    relative_dir: str | None = None
+    storage: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, tomogram: TomogramTables) -> ImageStack:
+        """Find the images of one tilt series; reads headers only.
+
+        Raises
+        ------
+        StarFileError
+            The tables do not name images, or sections that do not exist.
+        ImageFormatError, ReadError
+            A file is missing, truncated, of an unknown kind, or of another size than the others.
+        """
+        named, sections = _named_images(tomogram)
+        uris = tuple(self.locate(name) for name in named)
+        shapes = {uri: self.shape(uri) for uri in dict.fromkeys(uris)}
+        sections = _settle_sections(tomogram, uris, sections, shapes)
+        sizes = {shape[1:] for shape in shapes.values()}
+        if len(sizes) > 1:
+            first = next(iter(shapes.values()))[1:]
+            odd = [f"{uri} ({shape[2]} x {shape[1]})" for uri, shape in shapes.items() if shape[1:] != first]
+            raise ImageFormatError(
+                f"{tomogram.tilts_where}: the images differ in size: {uris[0]} is {first[1]} x {first[0]}, "
+                f"not so {names(odd, 4)}"
+            )
+        height, width = sizes.pop()
+        return ImageStack(uris, sections, (width, height), dict(self.storage))
+
+    def locate(self, name: str) -> str:
+        """Absolute path of a local image; a remote address as it is."""
+        if name.startswith("file://"):
+            return name.removeprefix("file://")
+        if _REMOTE.match(name):
+            return name
+        return os.path.abspath(os.path.join(self.relative_dir or "", name))
+
+    def shape(self, uri: str) -> tuple[int, int, int]:
+        """Sections, rows and columns of an image file."""
+        if not _REMOTE.match(uri) and uri.lower().endswith(_MRC_ENDINGS):
+            return read_header(uri).shape
+        from portal_extract.images.layout import read_shape
+
+        shape = tuple(int(n) for n in read_shape(uri, self.storage))
+        if len(shape) != 3:
+            raise ImageFormatError(f"{uri} has {len(shape)} dimensions; a tilt series has 3 (tilt, y, x)")
+        return shape
+
+
+def _named_images(tomogram: TomogramTables) -> tuple[list[str], Ints]:
+    """Name of each image, and its 0-based section; -1 where the file must tell."""
+    tilts, n = tomogram.tilts, len(tomogram.tilts)
+    in_order = np.arange(n, dtype=np.int64)
+    per_tilt = tilts[IMAGE_LABEL].tolist() if IMAGE_LABEL in tilts.columns else None
+    uris = _per_tilt_or_global(tomogram, URI_LABEL)
+    if uris is not None:
+        sections = _split(per_tilt)[1] if per_tilt is not None else None
+        return uris, in_order if sections is None else np.where(sections < 0, in_order, sections)
+    if STACK_LABEL in tomogram.row.index:
+        _check_frame_count(tomogram)
+        return [str(tomogram.row[STACK_LABEL])] * n, in_order
+    if per_tilt is None:
+        raise StarFileError(
+            f"{tomogram.tilts_where}: no images: neither column {IMAGE_LABEL} nor {URI_LABEL}, and no "
+            f"{STACK_LABEL} in the tomogram table"
+        )
+    return _split(per_tilt)
+
+
+def _per_tilt_or_global(tomogram: TomogramTables, label: str) -> list[str] | None:
+    if label in tomogram.tilts.columns:
+        values: list[str] = tomogram.tilts[label].tolist()
+        return values
+    if label in tomogram.row.index:
+        return [str(tomogram.row[label])] * len(tomogram.tilts)
+    return None
+
+
+def _split(values: list[str]) -> tuple[list[str], Ints]:
+    """``N@file`` to file and N - 1; -1 where there is no N."""
+    found = [_SECTION.fullmatch(value) for value in values]
+    files = [match[2] if match else value for match, value in zip(found, values, strict=True)]
+    # N = 0 becomes -2: out of range, but not "none given"
+    sections = [int(match[1]) - 1 if match and int(match[1]) else -2 if match else -1 for match in found]
+    return files, np.array(sections, dtype=np.int64)
+
+
+def _check_frame_count(tomogram: TomogramTables) -> None:
+    count = tomogram.row.get(COUNT_LABEL)
+    if count is not None and count != str(len(tomogram.tilts)):
+        raise StarFileError(
+            f"{tomogram.where}: {COUNT_LABEL} is {count}, but {tomogram.tilts_where} has "
+            f"{len(tomogram.tilts)} rows"
+        )
+
+
+def _settle_sections(
+    tomogram: TomogramTables,
+    uris: tuple[str, ...],
+    sections: Ints,
+    shapes: Mapping[str, tuple[int, int, int]],
+) -> Ints:
+    counts = np.array([shapes[uri][0] for uri in uris], dtype=np.int64)
+    problems = []
+    unclear = np.flatnonzero((sections == -1) & (counts > 1))
+    if len(unclear):
+        i = int(unclear[0])
+        problems.append(
+            f"{tomogram.tilts_where}: {rows(unclear)}: {uris[i]} holds {counts[i]} sections: name one of "
+            "them, as N@file"
+        )
+    settled = np.where(sections == -1, 0, sections)
+    bad = np.flatnonzero((settled < 0) | (settled >= counts))
+    if len(bad):
+        i = int(bad[0])
+        given = [str(section + 1 if section >= 0 else 0) for section in settled[bad[:5]].tolist()]
+        problems.append(
+            f"{tomogram.tilts_where}: section number out of range in {rows(bad, given)}: {uris[i]} has "
+            f"sections 1 to {counts[i]}"
+        )
+    if problems:
+        raise StarFileError(join_problems(tuple(problems)))
+    return settled
