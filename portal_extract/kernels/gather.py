@@ -94,7 +94,7 @@ def insert_slices(
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def _solve(slope, smallest, largest):  # type: ignore[no-untyped-def]
-    """Bounds of all t with ``-1 < slope * t + s < 1`` for some ``smallest <= s <= largest``, a little wide."""
+    """Bounds, a little wide, of all t with ``-1 < slope * t + s < 1`` for an s from smallest to largest."""
     if np.abs(slope) < _FLAT:
         return (
             (-np.inf, np.inf) if smallest < 1.0 + _MARGIN and largest > -1.0 - _MARGIN else (np.inf, -np.inf)
