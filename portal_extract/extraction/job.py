@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def extract(
         extracted = ExtractedParticles(
             indices=kept,
             visible=tuple(row for outcome in outcomes for row in outcome.seen),
-            image_names=tuple(f"{prefix}{names[i]}" for i in kept),
+            image_names=tuple(names[i] for i in kept),
             weight_names=None,
             coordinates_angst=np.concatenate([outcome.coordinates_angst for outcome in outcomes]),
         )
@@ -161,7 +162,7 @@ def _extract_stacks(
 
     observer(StageStarted("extract", sum(s.n_views for s in survey), "views"))
     used = [t for t, particles in enumerate(project.particles_of) if len(particles)]
-    run_streams(((lambda t=t: open_series(t)) for t in used), workers)
+    run_streams((partial(open_series, t) for t in used), workers)
     observer(StageFinished("extract"))
     return [outcomes[t] for t in used]
 

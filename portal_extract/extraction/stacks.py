@@ -22,12 +22,10 @@ from portal_extract.kernels.mask import (
 )
 from portal_extract.model import Floats, Ints
 from portal_extract.options import ExtractOptions
-from portal_extract.relion_io.half import to_half_bits
-from portal_extract.relion_io.mrc import HEADER_BYTES, Statistics, stack_header
+from portal_extract.relion_io.atomic import write_atomically
+from portal_extract.relion_io.half import to_half
+from portal_extract.relion_io.mrc import HEADER_BYTES, Statistics, header_bytes
 from portal_extract.running.events import Observer, StageAdvanced
-
-# the smallest limit of buffers per writev among the systems supported
-_BUFFERS_PER_CALL = 1024
 
 
 @dataclass
@@ -125,7 +123,7 @@ class StackConsumer:
             np.arange(len(which)),
             sums,
         )
-        return (to_half_bits(out) if options.float16 else out), sums
+        return (to_half(out) if options.float16 else out), sums
 
     def _add(self, particle: int, slots: Ints, images: NDArray[np.generic]) -> None:
         pending = self._pending[particle]
@@ -161,23 +159,22 @@ class StackConsumer:
             temporary.unlink(missing_ok=True)
             return
         pixel = self._views.series.pixel_size_angst * self._options.binning
-        header = stack_header(shape, pixel, statistics, float16=self._options.float16)
+        header = header_bytes(shape, 12 if self._options.float16 else 2, pixel, statistics, "stack")
         if pending.spilled:
             with open(temporary, "r+b") as file:
                 file.write(header)
+            os.replace(temporary, self._paths[particle])
         else:
-            self._write(temporary, header, pending)
-        os.replace(temporary, self._paths[particle])
+            self._write(self._paths[particle], header, pending)
 
-    def _write(self, temporary: Path, header: bytes, pending: _Pending) -> None:
-        self._make_folder(temporary.parent)
+    def _write(self, path: Path, header: bytes, pending: _Pending) -> None:
+        self._make_folder(path.parent)
         rows = {
             int(slot): image
             for slots, images in pending.parts
             for slot, image in zip(slots, images, strict=True)
         }
-        with open(temporary, "wb", buffering=0) as file:
-            _write_all(file.fileno(), [header, *(rows[slot] for slot in range(len(rows)))])
+        write_atomically(path, header, *(rows[slot].data for slot in range(len(rows))))
         with self._lock:
             self._held_bytes -= sum(images.nbytes for _, images in pending.parts)
         pending.parts = []
@@ -232,19 +229,8 @@ def _check(sums: Floats) -> str | None:
     return None
 
 
-def _write_all(descriptor: int, buffers: Sequence[bytes | NDArray[np.generic]]) -> None:
-    """Write buffers one after the other, many with one call."""
-    for start in range(0, len(buffers), _BUFFERS_PER_CALL):
-        part = [memoryview(b).cast("B") for b in buffers[start : start + _BUFFERS_PER_CALL]]
-        written = os.writev(descriptor, part)
-        if written < sum(len(b) for b in part):
-            rest = memoryview(b"".join(part))[written:]
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-
-
 def _write_at(descriptor: int, image: NDArray[np.generic], offset: int) -> None:
-    rest = memoryview(np.ascontiguousarray(image)).cast("B")
+    rest = np.ascontiguousarray(image).data.cast("B")
     while rest:
         n = os.pwrite(descriptor, rest, offset)
         rest, offset = rest[n:], offset + n

@@ -40,7 +40,7 @@ def claim_output(output_dir: Path, *, overwrite: bool) -> Iterator[None]:
 
     try:
         (output_dir / JOURNAL).mkdir(parents=True, exist_ok=True)
-        lock = open(output_dir / JOURNAL / "lock", "a+")  # noqa: SIM115
+        lock = open(output_dir / JOURNAL / ".lock", "a+")  # noqa: SIM115
     except OSError as error:
         raise OutputError(
             f"{output_dir}: cannot be written ({error.strerror}); choose another --output-dir"

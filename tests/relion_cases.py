@@ -1,0 +1,106 @@
+"""The reference cases: where they are, and how RELION's arguments become ours."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+HERE = Path(__file__).parent
+SHARED = HERE.parents[1] / "shared" / "testdata"
+
+# RELION's option: ours, and whether a value follows
+OPTIONS = {
+    "--i": ("--optimisation-set", True),
+    "--p": ("--particles-starfile", True),
+    "--t": ("--tomograms-starfile", True),
+    "--mot": ("--trajectories-starfile", True),
+    "--b": ("--box-size", True),
+    "--crop": ("--crop-size", True),
+    "--bin": ("--bin", True),
+    "--max_dose": ("--max-dose", True),
+    "--min_frames": ("--min-frames", True),
+    "--float16": ("--float16", False),
+    "--no_ctf": ("--no-ctf", False),
+    "--no_circle_crop": ("--no-circle-crop", False),
+    "--circle_precrop": ("--circle-precrop", False),
+    "--no_ic": ("--no-ic", False),
+    "--whiten": ("--whiten", False),
+    "--grid_precorr": ("--grid-precorr", False),
+    "--dont_apply_offsets": ("--dont-apply-offsets", False),
+    "--apply_orientations": ("--apply-orientations", False),
+}
+DROPPED = {"--stack2d"}  # our default
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case of a reference project."""
+
+    project: Path
+    name: str
+    program: str
+    args: tuple[str, ...]
+
+    @property
+    def expected(self) -> Path:
+        return self.project / "expected" / self.name
+
+    def __str__(self) -> str:
+        return f"{self.project.name}-{self.name}"
+
+
+def cases(root: Path, prefix: str) -> list[Case]:
+    """All cases below a folder of reference projects whose name starts with a prefix."""
+    found = []
+    for path in sorted(root.glob("*/cases.json")):
+        for case in json.loads(path.read_text())["cases"]:
+            if case["name"].startswith(prefix) and (path.parent / "expected" / case["name"]).is_dir():
+                found.append(Case(path.parent, case["name"], case["program"], tuple(case["args"])))
+    return found
+
+
+def our_arguments(relion_args: tuple[str, ...]) -> list[str]:
+    """Translate RELION's arguments; an option that has no translation is an error."""
+    ours, rest = [], list(relion_args)
+    while rest:
+        name = rest.pop(0)
+        if name in DROPPED:
+            continue
+        option, has_value = OPTIONS[name]
+        ours.append(option)
+        if has_value:
+            ours.append(rest.pop(0))
+    return ours
+
+
+def tool(name: str) -> ModuleType:
+    """Import one of the comparison tools."""
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, HERE / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def differences(case: Case, out: Path) -> list[str]:
+    """What a comparison at the recorded tolerances finds wrong with an output folder."""
+    compare = tool("compare_relion")
+    record = next(
+        c for c in json.loads((case.project / "cases.json").read_text())["cases"] if c["name"] == case.name
+    )
+    floor = record["noise_floor"]
+    extra = {
+        kind: {key: floor[key] + 4 * value[key] for key in ("max", "rms")}
+        for kind, value in record["rounding"].items()
+    }
+    results = compare.compare_folders(out, case.expected, extra=extra, ignored=["report*"])
+    assert any(Path(r.name).suffix in compare.MRC_SUFFIXES for r in results), "no image was compared"
+    return [f"{r.name}: {e}" for r in results for e in r.errors]
