@@ -316,7 +316,8 @@ def _block_text(name: str, contents: Mapping[str, str] | pd.DataFrame) -> str:
 def _list_lines(values: Mapping[str, str]) -> Iterator[str]:
     width = max((len(label) for label in values), default=0) + 13
     for label, value in values.items():
-        yield f"{'_' + label:<{width}}{quote(value)}\n"
+        text = f"{value:>12}" if _NUMBER.fullmatch(value) else quote(value)
+        yield f"{'_' + label:<{width}}{text}\n"
 
 
 def _loop_lines(table: pd.DataFrame) -> Iterator[str]:
@@ -343,8 +344,7 @@ _SPECIAL_START = re.compile(r"[_#\"']|(data|loop|save|global|stop)_")
 
 
 def _may_need_quotes(values: Sequence[str]) -> bool:
-    joined = "\n".join(values)
-    if len(joined.split()) != len(values):
+    if "\n".join(values).split() != list(values):
         return True
     return bool({value[0] for value in values} & set("_#\"'dlsg"))
 
