@@ -198,7 +198,7 @@ def divided_volume(volume: Maps, weight: Maps, options: VolumeOptions, taper: bo
 
 
 def normalised_volumes(volume: Maps, sums: Insertion) -> tuple[Maps, Maps]:
-    """Data volume and weights divided by the multiplicity, 0 where that is 0.
+    """Divide data volume and weights by the multiplicity; 0 where that is 0.
 
     Returns
     -------
@@ -226,17 +226,17 @@ def particle_volumes(
     spectra, weights, projections, ranges
         As for :func:`insert_particle`, of the visible tilt images only.
     pose
-        Orientation of the particle. The frame of the volume is that of the subtomogram, or that of the particle
-        with ``apply_orientations``; the cone is always turned by both (RELION 5.0.1 behaviour).
+        Orientation of the particle. The frame of the volume is that of the subtomogram, or that of the
+        particle with ``apply_orientations``; the cone is always turned by both (RELION 5.0.1 behaviour).
     options
         Sizes, binning and volume options.
 
     Returns
     -------
     Volumes by the name that follows the particle's (``data``, ``weights``, ``CTF2``, ``multi``, ``data_nrm``,
-    ``CTF2_nrm``, ``div``), float32 in z, y, x order: ``weights`` is ``(2 c, c, c//2+1)`` (squared modulation, then
-    multiplicity, not centred), the others ``(c, c, c)``. And the ``(c, c, c//2+1)`` weights, for
-    :class:`VolumeSum`.
+    ``CTF2_nrm``, ``div``), float32 in z, y, x order: ``weights`` is ``(2 c, c, c//2+1)`` (squared
+    modulation, then multiplicity, not centred), the others ``(c, c, c)``. And the ``(c, c, c//2+1)``
+    weights, for :class:`VolumeSum`.
     """
     wanted, size = options.volume, options.output_size
     frame = pose.full if options.apply_orientations else pose.subtomogram
@@ -263,8 +263,8 @@ def particle_volumes(
 class VolumeSum:
     """Sum over the volumes of all particles (``sum_data``, ``sum_weight``, ``sum_div``).
 
-    Single precision, in the order in which particles are added; add them in table order for a result that does
-    not depend on the number of threads.
+    Single precision, in the order in which particles are added; add them in table order for a result that
+    does not depend on the number of threads.
 
     Parameters
     ----------
@@ -282,7 +282,7 @@ class VolumeSum:
         self.weight += weight
 
     def volumes(self, options: VolumeOptions) -> Mapping[str, Maps]:
-        """The three ``(c, c, c)`` sums by name; ``sum_div`` has no soft edge (RELION 5.0.1 behaviour)."""
+        """Return the three ``(c, c, c)`` sums by name; ``sum_div`` has no soft edge, as in RELION 5.0.1."""
         return {
             "sum_data": self.data,
             "sum_weight": expand_weights(self.weight),

@@ -1,0 +1,130 @@
+"""Pictures of a reconstruction for a person to look at: FSC curves, central slices, projections."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from portal_extract.reconstruction.fsc import GOLD_STANDARD, HALF, ShellCorrelation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Maps = NDArray[np.float32]
+
+_DPI = 110
+_AXES = (("z", "x", "y"), ("y", "x", "z"), ("x", "y", "z"))
+
+
+def write_fsc_plot(path: Path, curves: ShellCorrelation, title: str = "") -> None:
+    """Draw the FSC curves of two half maps as a PNG.
+
+    Parameters
+    ----------
+    path
+        File to write; it appears whole or not at all.
+    curves
+        From :func:`portal_extract.reconstruction.fsc.shell_correlation`.
+    title
+        What the maps are of.
+    """
+    figure = _figure(7.0, 4.6)
+    axes = figure.add_subplot()
+    x = curves.frequency_per_angst
+    axes.axhline(0.0, color="0.8", linewidth=0.8)
+    for curve, label, style in (
+        (curves.unmasked, "unmasked", {"color": "0.55"}),
+        (curves.masked, "masked", {"color": "tab:blue"}),
+        (curves.randomised, "masked, phases randomised", {"color": "tab:red", "linewidth": 1.0}),
+        (curves.corrected, "corrected", {"color": "black", "linewidth": 1.8}),
+    ):
+        axes.plot(x, curve, label=label, **style)
+    for threshold in (GOLD_STANDARD, HALF):
+        resolution = curves.resolution_at(threshold)
+        text = (
+            f"{threshold:g}: {resolution:.1f} Å" if np.isfinite(resolution) else f"{threshold:g}: not reached"
+        )
+        axes.axhline(threshold, color="tab:green", linestyle="--", linewidth=0.9)
+        axes.annotate(text, (0.01 * x[-1], threshold), va="bottom", color="tab:green", fontsize=9)
+    lowest = min(float(np.min(c)) for c in (curves.unmasked, curves.corrected, curves.randomised))
+    axes.set(xlim=(0, x[-1]), ylim=(min(-0.1, lowest - 0.02), 1.03))
+    axes.set(xlabel="spatial frequency (1/Å)", ylabel="Fourier shell correlation", title=title)
+    _label_resolutions(axes, x[-1])
+    axes.legend(loc="upper right", frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def write_views(path: Path, volume: Maps, pixel_size_angst: float, title: str = "") -> None:
+    """Draw the three central slices and the three projections of a map as a PNG.
+
+    Parameters
+    ----------
+    path
+        File to write; it appears whole or not at all.
+    volume
+        ``(n, n, n)`` map in z, y, x order; protein is drawn bright.
+    pixel_size_angst
+        For the scale bar.
+    title
+        What the map is of.
+    """
+    figure = _figure(9.0, 6.4)
+    grid = figure.subplots(2, 3)
+    size = volume.shape[0]
+    for column, (axis, across, up) in enumerate(_AXES):
+        slab = np.take(volume, size // 2, axis=column)
+        projection = volume.sum(axis=column, dtype=np.float64)
+        for row, (image, what) in enumerate(
+            ((slab, f"slice at {axis} = {size // 2}"), (projection, f"along {axis}"))
+        ):
+            axes = grid[row][column]
+            low, high = np.percentile(image, (0.5, 99.5))
+            axes.imshow(image, cmap="gray", vmin=low, vmax=high if high > low else low + 1.0, origin="lower")
+            axes.set(xticks=[], yticks=[], xlabel=across, ylabel=up)
+            axes.set_title(what if row == 0 else f"projection {what}", fontsize=9)
+    _scale_bar(grid[0][0], size, pixel_size_angst)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def _label_resolutions(axes: Axes, last: float) -> None:
+    """Mark resolutions in A along the upper edge."""
+    upper = axes.secondary_xaxis("top")
+    ticks = np.linspace(0, last, 7)[1:]
+    upper.set_xticks(ticks, [f"{1 / tick:.1f} Å" for tick in ticks], fontsize=8)
+
+
+def _scale_bar(axes: Axes, size: int, pixel_size_angst: float) -> None:
+    """Draw a bar of a round length, about a quarter of the map."""
+    target = 0.25 * size * pixel_size_angst
+    unit = 10.0 ** np.floor(np.log10(target))
+    length = max(step * unit for step in (1, 2, 5) if step * unit <= target)
+    start = 0.06 * size
+    axes.plot([start, start + length / pixel_size_angst], [start, start], color="white", linewidth=3)
+    axes.text(start, start * 1.4, f"{length:g} Å", color="white", fontsize=8, va="bottom")
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Make a figure of its own, outside of matplotlib's global list."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write beside the target and move into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        figure.savefig(partial, dpi=_DPI, format="png", metadata={"Software": None})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
