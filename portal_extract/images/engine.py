@@ -1,0 +1,247 @@
+"""Tiles fetched, decoded and handed out while others are being cut: the moving parts of a stream.
+
+One thread runs an event loop for the requests, a few threads decode, and the consumers' threads cut. Tiles
+live in the slots of one arena, so that memory is bounded by construction: a unit of fetching starts when
+there are slots for all its tiles, in the order of the plan, which has made sure that the boxes before it
+can be finished with the slots taken before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from portal_extract.images.decoding import TileTarget
+from portal_extract.images.layout import ArrayLayout
+from portal_extract.images.loader import UnitLoader, finish
+from portal_extract.images.options import ReadOptions
+from portal_extract.kernels.cut import cut_boxes
+from portal_extract.planning.plan import GroupPlan, wants_whole
+
+T = TypeVar("T")
+
+
+class Background:
+    """An event loop in a thread of its own, and the decoding threads; made where it is used."""
+
+    def __init__(self, reading: ReadOptions) -> None:
+        self.pool = ThreadPoolExecutor(reading.threads, thread_name_prefix="portal-extract-decode")
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="portal-extract-read", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.close()
+
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start a coroutine in the loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the loop to its end."""
+        future = self.start(coroutine)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    async def decode(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in a decoding thread."""
+        return await self.loop.run_in_executor(self.pool, work, *arguments)
+
+    def close(self) -> None:
+        """Stop the loop and the threads."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Slots:
+    """Free rows of the arena; taken in the loop, given back by any thread."""
+
+    def __init__(self, n_slots: int, loop: asyncio.AbstractEventLoop) -> None:
+        self._free = list(range(n_slots - 1, -1, -1))
+        self._lock = threading.Lock()
+        self._loop = loop
+        self._changed = asyncio.Event()
+
+    async def take(self, n: int) -> list[int]:
+        """Wait until so many are free, and take them; one task only may wait."""
+        while True:
+            with self._lock:
+                if len(self._free) >= n:
+                    taken = self._free[len(self._free) - n :]
+                    del self._free[len(self._free) - n :]
+                    return taken
+                self._changed.clear()
+            await self._changed.wait()
+
+    def give(self, slots: list[int]) -> None:
+        """Give slots back."""
+        with self._lock:
+            self._free.extend(slots)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._changed.set)
+
+
+class TileEngine:
+    """Carries out the plan of one group.
+
+    Parameters
+    ----------
+    plan
+        What to read, in which order.
+    loader
+        Loads one unit.
+    background
+        The loop and the decoding threads.
+    reading
+        Strategy.
+    """
+
+    def __init__(
+        self, plan: GroupPlan, loader: UnitLoader, background: Background, reading: ReadOptions
+    ) -> None:
+        self._plan = plan
+        self._loader = loader
+        self._background = background
+        self._reading = reading
+        self._arena = np.empty((plan.n_slots, plan.grid.tile_items), np.float32)
+        self._slot_of = np.full(plan.grid.n_tiles, -1, dtype=np.int64)
+        self._uses = np.bincount(plan.order.batch_tiles.items, minlength=plan.grid.n_tiles)
+        self._waiting_for = np.bincount(plan.order.unit_batches.items, minlength=len(plan.order.batches))
+        self._lock = threading.Lock()
+        self._slots = Slots(plan.n_slots, background.loop)
+        self._task: asyncio.Task[None] | None = None
+        self._ready: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
+
+    def start(self) -> None:
+        """Begin to fetch."""
+
+        async def begin() -> None:
+            self._task = self._background.loop.create_task(self._fetch_all())
+
+        self._background.run(begin())
+
+    def stop(self) -> None:
+        """Stop fetching, and wait until it has stopped."""
+
+        async def end() -> None:
+            if self._task is not None:
+                self._task.cancel()
+                await asyncio.wait([self._task])
+
+        self._background.run(end())
+
+    def next_batch(self) -> int:
+        """Wait for a batch whose tiles are all there.
+
+        Raises
+        ------
+        ReadError
+            Fetching or decoding has failed.
+        """
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def cut(self, batch: int, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        """Cut the boxes of a batch, in any thread, and give its tiles free."""
+        plan = self._plan
+        views = plan.order.batches[batch]
+        shape = (len(views), *plan.regions.size_px)
+        if out is None:
+            out = np.empty(shape, np.float32)
+        elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+            raise ValueError(f"the array to cut into must be C-contiguous float32 of shape {shape}")
+        cut_boxes(self._arena, self._slot_of, plan.regions.places[views], plan.grid.geometry, out)
+        self._release(batch)
+        return out
+
+    def _release(self, batch: int) -> None:
+        tiles = self._plan.order.batch_tiles[batch]
+        with self._lock:
+            self._uses[tiles] -= 1
+            unused = tiles[self._uses[tiles] == 0]
+            slots = self._slot_of[unused].tolist()
+            self._slot_of[unused] = -1
+        self._slots.give(slots)
+
+    async def _fetch_all(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                await self._start_units(group)
+        except* Exception as errors:
+            self._ready.put(_first(errors))
+
+    async def _start_units(self, group: asyncio.TaskGroup) -> None:
+        plan = self._plan
+        window = Window(plan.window_bytes)
+        for unit in range(len(plan.order.units)):
+            tiles = plan.order.units[unit]
+            slots = np.array(await self._slots.take(len(tiles)), dtype=np.int64)
+            self._slot_of[tiles] = slots
+            size = plan.unit_bytes(unit)
+            await window.enter(size)
+            task = group.create_task(self._load(unit, tiles, slots))
+            task.add_done_callback(partial(window.leave, size))
+
+    async def _load(self, unit: int, tiles: NDArray[np.int64], slots: NDArray[np.int64]) -> None:
+        plan = self._plan
+        chunk = int(plan.order.unit_chunks[unit])
+        layout, position = plan.regions.locate(chunk)
+        target = TileTarget(layout, self._arena, tiles - chunk * plan.grid.tiles_per_chunk, slots)
+        whole = wants_whole(plan, unit, self._reading)
+        if self._loader.is_waiting:
+            await self._loader.load(layout, position, target, whole=whole)
+        else:
+            await self._background.decode(self._load_now, layout, position, target, whole)
+        batches = plan.order.unit_batches[unit]
+        self._waiting_for[batches] -= 1
+        for batch in batches[self._waiting_for[batches] == 0].tolist():
+            self._ready.put(batch)
+
+    def _load_now(
+        self, layout: ArrayLayout, position: tuple[int, int, int], target: TileTarget, whole: bool
+    ) -> None:
+        finish(self._loader.load(layout, position, target, whole=whole))
+
+
+class Window:
+    """Bounds the stored bytes held at one time; entered by one task, left by many."""
+
+    def __init__(self, most: int) -> None:
+        self._free = most
+        self._changed = asyncio.Event()
+
+    async def enter(self, size: int) -> None:
+        """Wait for room, and take it."""
+        while self._free < size:
+            self._changed.clear()
+            await self._changed.wait()
+        self._free -= size
+
+    def leave(self, size: int, _: object = None) -> None:
+        """Give room back."""
+        self._free += size
+        self._changed.set()
+
+
+def _first(errors: BaseExceptionGroup[Exception]) -> BaseException:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

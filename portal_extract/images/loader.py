@@ -1,0 +1,312 @@
+"""One unit of fetching: some tiles of one chunk, by the cheapest way, into their slots."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from portal_extract.errors import ChunkReadError, NotFoundError
+from portal_extract.images.blosc import HEADER_BYTES, FrameError, FrameTable, parse_header, parse_table
+from portal_extract.images.decoding import TileTarget, coalesce
+from portal_extract.images.layout import ArrayLayout
+from portal_extract.images.options import ReadOptions
+from portal_extract.images.shards import ShardIndex, read_shard_index
+from portal_extract.images.store import AttemptError, Body, LocalStore, MissingObjectError
+from portal_extract.running.events import BytesRead, Observer
+
+DECODE_ATTEMPTS = 3
+PROBE_BYTES = 4096
+
+Position = tuple[int, int, int]
+
+
+class ByteSource(Protocol):
+    """Fetches ranges of objects, as :class:`portal_extract.images.fetcher.Fetcher` does."""
+
+    async def get(
+        self,
+        uri: str,
+        start: int = 0,
+        stop: int | None = None,
+        etag: str | None = None,
+        *,
+        may_be_shorter: bool = False,
+    ) -> Body:
+        """Fetch a range of an object."""
+        ...
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Where a chunk is: an object, or a part of one.
+
+    Attributes
+    ----------
+    uri
+        Address of the object.
+    start, stop
+        First byte of the chunk, and the byte after its last; None for the end of the object.
+    """
+
+    uri: str
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def n_bytes(self) -> int | None:
+        """Size of the stored chunk, if known beforehand."""
+        return None if self.stop is None else self.stop - self.start
+
+
+@dataclass(frozen=True)
+class KnownFrame:
+    """What is known of a stored Blosc chunk: its table, and the version of the object."""
+
+    table: FrameTable
+    etag: str | None
+
+
+@dataclass
+class UnitLoader:
+    """Loads units; one per stream.
+
+    Attributes
+    ----------
+    source
+        Fetches bytes.
+    reading
+        Strategy, costs and gaps.
+    decode
+        Calls a function where decoding is to happen.
+    is_waiting
+        Whether ``source`` and ``decode`` wait in an event loop; else everything happens at once, in turn.
+    frames
+        Tables of Blosc frames met so far, by address.
+    shards
+        Tables of shards met so far, by address.
+    """
+
+    source: ByteSource
+    reading: ReadOptions
+    decode: Callable[..., Awaitable[Any]]
+    is_waiting: bool
+    frames: dict[tuple[str, int], KnownFrame] = field(default_factory=dict)
+    shards: dict[str, ShardIndex | None] = field(default_factory=dict)
+    _locks: dict[object, asyncio.Lock] = field(default_factory=dict)
+
+    async def load(self, layout: ArrayLayout, position: Position, target: TileTarget, *, whole: bool) -> None:
+        """Fetch and decode some tiles of a chunk.
+
+        Parameters
+        ----------
+        layout, position
+            The array, and the position of the chunk in it.
+        target
+            Which tiles, and where to.
+        whole
+            Fetch the whole chunk in one request rather than single blocks.
+
+        Raises
+        ------
+        AccessDeniedError, ChunkReadError
+            The tiles are not to be had.
+        """
+        segment: Segment | None = None
+        for attempt in range(1, DECODE_ATTEMPTS + 1):
+            try:
+                segment = await self.segment(layout, position)
+                if segment is None:
+                    await self.decode(target.fill)
+                elif layout.codec.coding == "raw":
+                    await self._load_raw(segment, target)
+                elif layout.codec.coding == "blosc":
+                    await self._load_blosc(layout, segment, target, whole)
+                else:
+                    body = await self.source.get(segment.uri, segment.start, segment.stop)
+                    await self.decode(target.place_chunk, body.part(segment.start, segment.stop))
+            except MissingObjectError:
+                if layout.is_mrc:
+                    raise NotFoundError(f"{layout.uri} does not exist any more") from None
+                await self.decode(target.fill)
+                return
+            except FrameError as error:
+                if segment is not None:
+                    self.frames.pop((segment.uri, segment.start), None)
+                if attempt == DECODE_ATTEMPTS:
+                    uri = segment.uri if segment is not None else layout.object_uri(position)
+                    raise ChunkReadError(uri, attempt, str(error)) from error
+            else:
+                return
+
+    async def segment(self, layout: ArrayLayout, position: Position) -> Segment | None:
+        """Where a chunk is stored, or None if it is not."""
+        uri = layout.object_uri(position)
+        if layout.is_mrc:
+            return Segment(uri, *layout.mrc_range(position))
+        if layout.shard_shape is None:
+            return Segment(uri)
+        async with self._alone(uri):
+            if uri not in self.shards:
+                self.shards[uri] = await read_shard_index(self.source, layout, uri)
+        index = self.shards[uri]
+        part = None if index is None else index.part(layout, position)
+        return None if part is None else Segment(uri, *part)
+
+    async def _load_raw(self, segment: Segment, target: TileTarget) -> None:
+        layout = target.layout
+        size = layout.dtype.itemsize * layout.chunk_items
+        if layout.is_mrc:
+            size = segment.n_bytes or 0
+        elif segment.n_bytes not in (None, size):
+            raise FrameError(f"an uncompressed chunk has {segment.n_bytes} bytes instead of {size}")
+        starts = target.tiles * target.tile_bytes
+        stops = np.minimum(starts + target.tile_bytes, size)
+
+        async def load_run(first: int, stop: int) -> None:
+            start, end = int(starts[first]), int(stops[stop - 1])
+            body = await self.source.get(segment.uri, segment.start + start, segment.start + end)
+            if not layout.is_mrc and segment.stop is None and body.total not in (None, size):
+                raise FrameError(f"an uncompressed chunk has {body.total} bytes instead of {size}")
+            data = body.part(segment.start + start, segment.start + end)
+            await self.decode(target.place_bytes, data, start, first, stop)
+
+        await self._all(load_run, coalesce(starts, stops, self.reading.gap_bytes))
+
+    async def _load_blosc(
+        self, layout: ArrayLayout, segment: Segment, target: TileTarget, whole: bool
+    ) -> None:
+        known = self.frames.get((segment.uri, segment.start))
+        if known is None and whole:
+            await self._load_frame(layout, segment, target)
+            return
+        if known is None:
+            async with self._alone((segment.uri, segment.start)):
+                known = self.frames.get((segment.uri, segment.start))
+                known = known or await self.read_table(layout, segment)
+        table = known.table
+        ranked = np.argsort(table.starts[target.tiles], kind="stable")
+        in_file = TileTarget(layout, target.arena, target.tiles[ranked], target.slots[ranked])
+        if not target.tiles_are_blocks(table):
+            await self._load_frame(layout, segment, target)
+            return
+        starts, stops = table.starts[in_file.tiles], table.stops[in_file.tiles]
+
+        async def load_run(first: int, stop: int) -> None:
+            start, end = int(starts[first]), int(stops[stop - 1])
+            body = await self.source.get(segment.uri, segment.start + start, segment.start + end, known.etag)
+            data = body.part(segment.start + start, segment.start + end)
+            await self.decode(in_file.place_blocks, table, data, start, first, stop)
+
+        await self._all(load_run, coalesce(starts, stops, self.reading.gap_bytes))
+
+    async def _load_frame(self, layout: ArrayLayout, segment: Segment, target: TileTarget) -> None:
+        body = await self.source.get(segment.uri, segment.start, segment.stop)
+        data = body.part(segment.start, segment.stop)
+        table = await self.decode(_parse_frame, layout, data)
+        if target.tiles_are_blocks(table):
+            await self.decode(target.place_blocks, table, data, 0, 0, len(target.tiles))
+        else:
+            await self.decode(target.place_frame, data)
+
+    async def read_table(self, layout: ArrayLayout, segment: Segment) -> KnownFrame:
+        """Fetch the header and the table of a Blosc chunk, and remember them.
+
+        Raises
+        ------
+        FrameError
+            They make no sense.
+        MissingObjectError
+            The chunk is not stored.
+        """
+        expected = layout.chunk_items * layout.dtype.itemsize
+        guess = self._table_guess(expected)
+        stop = segment.start + guess if segment.stop is None else min(segment.start + guess, segment.stop)
+        body = await self.source.get(segment.uri, segment.start, stop, may_be_shorter=True)
+        data = body.part(segment.start, stop)
+        size = body.total if segment.stop is None else segment.n_bytes
+        header = parse_header(data, expected, size)
+        if header.table_bytes > len(data):
+            stop = segment.start + header.table_bytes
+            body = await self.source.get(segment.uri, segment.start, stop, body.etag)
+            data = body.part(segment.start, stop)
+        known = KnownFrame(parse_table(data, header), body.etag)
+        self.frames[segment.uri, segment.start] = known
+        return known
+
+    def _table_guess(self, expected: int) -> int:
+        """Bytes to ask for: the table of the frame met before, or a little more than most have."""
+        if not self.frames:
+            return PROBE_BYTES
+        block_bytes = next(iter(self.frames.values())).table.header.block_bytes
+        return HEADER_BYTES + 4 * (-(-expected // block_bytes))
+
+    def _alone(self, key: object) -> contextlib.AbstractAsyncContextManager[Any]:
+        """Let one task at a time fetch a table that several need."""
+        if not self.is_waiting:
+            return contextlib.nullcontext()
+        return self._locks.setdefault(key, asyncio.Lock())
+
+    async def _all(
+        self, load_run: Callable[[int, int], Awaitable[None]], runs: list[tuple[int, int]]
+    ) -> None:
+        if not self.is_waiting or len(runs) == 1:
+            for first, stop in runs:
+                await load_run(first, stop)
+            return
+        results = await asyncio.gather(*(load_run(*run) for run in runs), return_exceptions=True)
+        for result in results:
+            if result is not None:
+                raise result
+
+
+def _parse_frame(layout: ArrayLayout, data: memoryview) -> FrameTable:
+    expected = layout.chunk_items * layout.dtype.itemsize
+    return parse_table(data, parse_header(data, expected, len(data)))
+
+
+class LocalSource:
+    """Ranges of local files, read at once in the calling thread: its coroutines never wait.
+
+    Parameters
+    ----------
+    observer
+        Told of the bytes read.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._store = LocalStore()
+        self._observer = observer
+
+    async def get(
+        self,
+        uri: str,
+        start: int = 0,
+        stop: int | None = None,
+        etag: str | None = None,
+        *,
+        may_be_shorter: bool = False,
+    ) -> Body:
+        """Read a range of a file; see :class:`ByteSource`."""
+        try:
+            body = self._store.read(uri, start, stop)
+        except AttemptError as error:
+            raise ChunkReadError(uri, 1, error.cause) from error
+        if stop is not None and start >= 0 and len(body.data) < stop - start and not may_be_shorter:
+            raise ChunkReadError(uri, 1, f"the file ends after {body.total} bytes", (start, stop))
+        self._observer(BytesRead(len(body.data)))
+        return body
+
+
+def finish(coroutine: Any) -> Any:
+    """Run a coroutine that never waits."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    coroutine.close()
+    raise RuntimeError("a coroutine on local data tried to wait")

@@ -1,0 +1,208 @@
+"""Boxes of a tilt series in, float32 patches out, read ahead in the background."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from portal_extract.images.boxes import Boxes, PatchBatch
+from portal_extract.images.engine import Background, TileEngine
+from portal_extract.images.fetcher import Fetcher
+from portal_extract.images.layout import ArrayLayout
+from portal_extract.images.loader import LocalSource, UnitLoader, finish
+from portal_extract.images.mapped import can_be_mapped, mapped_batches
+from portal_extract.images.opening import open_layouts_with
+from portal_extract.images.options import ReadOptions
+from portal_extract.images.probing import block_bytes
+from portal_extract.images.store import is_local, open_store
+from portal_extract.model import ImageStack
+from portal_extract.planning.plan import plan_group
+from portal_extract.planning.regions import Regions, group_regions
+from portal_extract.running.events import Observer, ignore
+
+
+def stream_patches(
+    stack: ImageStack, boxes: Boxes, reading: ReadOptions, observer: Observer = ignore
+) -> Iterator[PatchBatch]:
+    """Cut boxes from a stored tilt series, each stored block being read and decoded once.
+
+    Reading goes on in the background while batches are worked on. Batches come in the order that suits
+    the storage. Each must be cut before long: its pixels take the place of those still to be read.
+
+    Parameters
+    ----------
+    stack
+        The tilt series.
+    boxes
+        What to cut.
+    reading
+        Memory, batches, requests.
+    observer
+        Told of bytes read; called from several threads.
+
+    Yields
+    ------
+    PatchBatch
+        At most ``reading.batch_views`` boxes; each box is in one batch.
+
+    Raises
+    ------
+    ImageFormatError, AccessDeniedError, NotFoundError, ChunkReadError, MemoryBudgetError
+        The images cannot be read; the message names the file.
+    """
+    size = (boxes.side_px, boxes.side_px)
+    yield from stream_regions(stack, boxes.tilt, boxes.origin_px, size, reading, observer)
+
+
+def read_tilt_images(stack: ImageStack, start: int, stop: int, reading: ReadOptions) -> NDArray[np.float32]:
+    """Read whole tilt images.
+
+    Parameters
+    ----------
+    stack
+        The tilt series.
+    start, stop
+        First tilt image, and the one after the last.
+    reading
+        Memory and requests.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(stop - start, height, width)`` float32.
+
+    Raises
+    ------
+    ImageFormatError, AccessDeniedError, NotFoundError, ChunkReadError, MemoryBudgetError
+        The images cannot be read; the message names the file.
+    """
+    width, height = stack.size_px
+    return read_tilt_region(stack, (start, stop), (0, height), (0, width), reading)
+
+
+def read_tilt_region(
+    stack: ImageStack,
+    tilts: tuple[int, int],
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    reading: ReadOptions,
+) -> NDArray[np.float32]:
+    """Read the same part of several tilt images.
+
+    Parameters
+    ----------
+    stack
+        The tilt series.
+    tilts, rows, columns
+        First one, and the one after the last.
+    reading
+        Memory and requests.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(tilts, rows, columns)`` float32.
+    """
+    tilt = np.arange(*tilts, dtype=np.int64)
+    size = (rows[1] - rows[0], columns[1] - columns[0])
+    out = np.empty((len(tilt), *size), np.float32)
+    origin = np.tile(np.array([columns[0], rows[0]], dtype=np.int64), (len(tilt), 1))
+    for batch in stream_regions(stack, tilt, origin, size, replace(reading, batch_views=1)):
+        view = int(batch.views[0])
+        batch.cut(out[view : view + 1])
+    return out
+
+
+def stream_regions(
+    stack: ImageStack,
+    tilt: NDArray[np.int64],
+    origin_px: NDArray[np.int64],
+    size_px: tuple[int, int],
+    reading: ReadOptions,
+    observer: Observer = ignore,
+) -> Iterator[PatchBatch]:
+    """Cut rectangles of one size; see :func:`stream_patches`.
+
+    Parameters
+    ----------
+    stack
+        The tilt series.
+    tilt
+        ``(V,)`` tilt image of each rectangle.
+    origin_px
+        ``(V, 2)`` x and y of its first pixel.
+    size_px
+        Height and width.
+    reading, observer
+        As there.
+    """
+    reading.check()
+    background = Background(reading)
+    try:
+        session = Session(stack, reading, observer, background)
+        try:
+            used = [stack.uris[t] for t in np.unique(tilt).tolist()]
+            layouts = session.open([*used, *stack.uris[:1]])
+            for regions in group_regions(stack, layouts, tilt, origin_px, size_px):
+                if can_be_mapped(regions):
+                    yield from mapped_batches(regions, reading, observer)
+                else:
+                    yield from _engine_batches(session, regions, reading)
+        finally:
+            session.close()
+    finally:
+        background.close()
+
+
+class Session:
+    """The store of one stream, and what is known of it; lives in the background's loop."""
+
+    def __init__(
+        self, stack: ImageStack, reading: ReadOptions, observer: Observer, background: Background
+    ) -> None:
+        self.background = background
+        self._local = is_local(stack.uris[0])
+
+        async def connect() -> Fetcher:
+            return Fetcher(open_store(stack.uris[0], stack.storage, reading), reading, observer)
+
+        self._fetcher = background.run(connect())
+        if self._local:
+            self.loader = UnitLoader(LocalSource(observer), reading, _at_once, is_waiting=False)
+        else:
+            self.loader = UnitLoader(self._fetcher, reading, background.decode, is_waiting=True)
+
+    def open(self, uris: list[str]) -> dict[str, ArrayLayout]:
+        """Layouts of arrays."""
+        return self.background.run(open_layouts_with(self._fetcher, uris))
+
+    def block_bytes(self, regions: Regions) -> int | None:
+        """Size of a decoded Blosc block of some regions, looked up in a stored chunk."""
+        coroutine = block_bytes(self.loader, regions)
+        size: int | None = finish(coroutine) if self._local else self.background.run(coroutine)
+        return size
+
+    def close(self) -> None:
+        """Close the store."""
+        self.background.run(self._fetcher.store.close())
+
+
+async def _at_once(work: Callable[..., Any], *arguments: Any) -> Any:
+    return work(*arguments)
+
+
+def _engine_batches(session: Session, regions: Regions, reading: ReadOptions) -> Iterator[PatchBatch]:
+    plan = plan_group(regions, session.block_bytes(regions), reading)
+    engine = TileEngine(plan, session.loader, session.background, reading)
+    engine.start()
+    try:
+        for _ in range(len(plan.order.batches)):
+            batch = engine.next_batch()
+            yield PatchBatch(regions.views[plan.order.batches[batch]], partial(engine.cut, batch))
+    finally:
+        engine.stop()
