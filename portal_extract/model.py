@@ -12,7 +12,7 @@ the centre of pixel (0, 0), its third coordinate is the depth along the beam.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -211,6 +211,27 @@ class ParticleSet:
     def __len__(self) -> int:
         return len(self.names)
 
+    def take(self, indices: Ints) -> ParticleSet:
+        """Pick particles, in the order of the indices."""
+
+        def rows(values: Any) -> Any:
+            return None if values is None else values[indices]
+
+        return ParticleSet(
+            names=tuple(self.names[i] for i in indices),
+            tilt_series=self.tilt_series[indices],
+            optics_group=self.optics_group[indices],
+            coordinates_angst=self.coordinates_angst[indices],
+            origins_angst=self.origins_angst[indices],
+            subtomogram_angles_deg=self.subtomogram_angles_deg[indices],
+            angles_deg=self.angles_deg[indices],
+            coordinates_px=rows(self.coordinates_px),
+            random_subset=rows(self.random_subset),
+            trajectories_angst=None
+            if self.trajectories_angst is None
+            else tuple(self.trajectories_angst[i] for i in indices),
+        )
+
 
 @dataclass(frozen=True)
 class Project:
@@ -238,3 +259,16 @@ class Project:
     def particles_of(self) -> tuple[Ints, ...]:
         """For each tilt series, the indices of its particles, in table order."""
         return tuple(np.flatnonzero(self.particles.tilt_series == t) for t in range(len(self.tilt_series)))
+
+    def part(self, series_index: int, particles: Ints) -> Project:
+        """Make a small project of some particles of one tilt series, without tables.
+
+        Parameters
+        ----------
+        series_index
+            The tilt series.
+        particles
+            ``(n,)`` indices of particles, all of them in this tilt series.
+        """
+        chosen = replace(self.particles.take(particles), tilt_series=np.zeros(len(particles), dtype=np.int64))
+        return Project((self.tilt_series[series_index],), self.optics_groups, chosen)

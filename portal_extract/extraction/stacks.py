@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,8 +75,9 @@ class StackConsumer:
         self._held_bytes = 0
         self._lock = threading.Lock()
         self._made_folders: set[Path] = set()
+        self._token = uuid.uuid4().hex[:12]
         self.bad: dict[int, str] = {}
-        """Particles (index into ``views.kept``) whose stack is no good, with the reason."""
+        """Particles (of the project) whose stack is no good, with the reason."""
 
     def consume(self, which: Ints, patches: NDArray[np.float32]) -> None:
         """Turn patches into images and write the stacks that are complete."""
@@ -153,7 +155,7 @@ class StackConsumer:
         temporary = self._temporary(particle)
         if problem:
             with self._lock:
-                self.bad[particle] = problem
+                self.bad[int(self._views.kept[particle])] = problem
                 self._held_bytes -= sum(images.nbytes for _, images in pending.parts)
             pending.parts = []
             temporary.unlink(missing_ok=True)
@@ -192,7 +194,8 @@ class StackConsumer:
 
     def _temporary(self, particle: int) -> Path:
         path = self._paths[particle]
-        return path.with_name(f".{path.name}.part")
+        # one name per consumer: a unit that a cluster runs twice must not write to one file
+        return path.with_name(f".{path.name}.{self._token}.part")
 
     def _make_folder(self, folder: Path) -> None:
         if folder not in self._made_folders:

@@ -1,46 +1,57 @@
-"""The output folder: claimed by one run at a time, with a report beside the results."""
+"""The output folder: held by one run at a time; what earlier runs left is swept or kept as asked."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from portal_extract._version import __version__
 from portal_extract.errors import OutputError
-from portal_extract.options import ExtractOptions
 from portal_extract.relion_io.atomic import write_atomically
+from portal_extract.running.journal import FOLDER as JOURNAL
 
-JOURNAL = ".journal"
-_RESULTS = ("Subtomograms", "particles.star", "optimisation_set.star", "motion.star", "report")
+_LOCK = ".lock"
 
 
 @contextmanager
-def claim_output(output_dir: Path, *, overwrite: bool) -> Iterator[None]:
+def hold_output(output_dir: Path, results: tuple[str, ...], *, overwrite: bool) -> Iterator[None]:
     """Hold the output folder for this run alone.
 
     Parameters
     ----------
     output_dir
         Made if it is not there.
+    results
+        Names of what a run writes into it.
     overwrite
-        Remove the results of an earlier run first; without, such a folder is refused.
+        Remove them first, and the journal.
 
     Raises
     ------
     OutputError
-        The folder holds results, is in use by another run, or cannot be written.
+        The folder is in use by another run or cannot be written, or it holds results without the journal of
+        the run that made them.
     """
     import fcntl
 
+    journal = output_dir / JOURNAL
     try:
-        (output_dir / JOURNAL).mkdir(parents=True, exist_ok=True)
-        lock = open(output_dir / JOURNAL / ".lock", "a+")  # noqa: SIM115
+        output_dir.mkdir(parents=True, exist_ok=True)
+        known = journal.is_dir() and any(journal.glob("*.json"))
+        found = [name for name in results if (output_dir / name).exists()]
+        if found and not known and not overwrite:
+            raise OutputError(
+                f"{output_dir}: holds {', '.join(found)} of another program or run; "
+                "choose another --output-dir or use --overwrite"
+            )
+        journal.mkdir(exist_ok=True)
+        lock = open(journal / _LOCK, "a+")  # noqa: SIM115
     except OSError as error:
         raise OutputError(
             f"{output_dir}: cannot be written ({error.strerror}); choose another --output-dir"
@@ -48,30 +59,39 @@ def claim_output(output_dir: Path, *, overwrite: bool) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(
-                f"{output_dir}: another run is writing to this folder; wait for it to end"
-            ) from error
-        found = [name for name in _RESULTS if (output_dir / name).exists()]
-        if found and not overwrite:
-            raise OutputError(
-                f"{output_dir}: holds {', '.join(found)} of an earlier run; "
-                "choose another --output-dir or use --overwrite"
-            )
-        for name in found:
-            _remove(output_dir / name)
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP):
+                # a file system without locks: two runs at once cannot be told, the results are the same
+                yield
+                return
+            raise OutputError(f"{output_dir}: another run is writing here; wait for it to end") from error
+        if overwrite:
+            for path in [*(output_dir / name for name in results), *journal.glob("*.json")]:
+                _remove(path)
+        else:
+            _sweep(output_dir, results)
         yield
+
+
+def _sweep(output_dir: Path, results: tuple[str, ...]) -> None:
+    """Remove the unfinished files of a run that was killed."""
+    for name in results:
+        for path in (output_dir / name).rglob(".*.part") if (output_dir / name).is_dir() else ():
+            path.unlink(missing_ok=True)
+    for folder in (output_dir, output_dir / JOURNAL):
+        for path in folder.glob(".*.part"):
+            path.unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-    else:
+    elif path.exists() or path.is_symlink():
         os.unlink(path)
 
 
-def write_report(output_dir: Path, summary: Mapping[str, Any], options: ExtractOptions) -> None:
-    """Write ``report/report.json``: the summary, the options and the version."""
-    content = {"version": __version__, "options": asdict(options), **summary}
+def write_report(output_dir: Path, content: Mapping[str, Any]) -> None:
+    """Write ``report/report.json``, with the version of the package."""
     (output_dir / "report").mkdir(exist_ok=True)
-    write_atomically(output_dir / "report" / "report.json", (json.dumps(content, indent=1) + "\n").encode())
+    text = json.dumps({"version": __version__, **content}, indent=1) + "\n"
+    write_atomically(output_dir / "report" / "report.json", text.encode())

@@ -1,0 +1,80 @@
+"""The unit of work: some particles of one tilt series, seconds long.
+
+A task can be pickled and holds no open file, no filesystem and no pixel; what comes back of it are counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from portal_extract.images.boxes import PatchBatch
+from portal_extract.options import RunOptions
+from portal_extract.running.engine import ViewConsumer
+from portal_extract.running.events import Observer
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """What came of a unit.
+
+    Attributes
+    ----------
+    number
+        Of the unit, 0-based.
+    bad
+        Particles of the unit (0-based within it) whose result is no good, with the reason.
+    n_views
+        Images processed.
+    bytes_read, n_requests
+        Of stored images.
+    """
+
+    number: int
+    bad: Mapping[int, str] = field(default_factory=dict)
+    n_views: int = 0
+    bytes_read: int = 0
+    n_requests: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values, for the journal."""
+        return {
+            "number": self.number,
+            "bad": {str(k): v for k, v in self.bad.items()},
+            "n_views": self.n_views,
+            "bytes_read": self.bytes_read,
+            "n_requests": self.n_requests,
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> UnitResult:
+        """Read what :meth:`to_dict` wrote."""
+        values = dict(content)
+        values["bad"] = {int(k): v for k, v in values["bad"].items()}
+        return cls(**values)
+
+
+class UnitConsumer(ViewConsumer, Protocol):
+    """A consumer that knows what it could not do."""
+
+    @property
+    def bad(self) -> Mapping[int, str]:
+        """Particles of the unit whose result is no good, with the reason."""
+
+
+class UnitTask(Protocol):
+    """Everything that is needed to run a unit, in this process or another."""
+
+    @property
+    def number(self) -> int:
+        """Number of the unit, 0-based."""
+
+    @property
+    def label(self) -> str:
+        """How messages name the unit: its tilt series."""
+
+    def open(
+        self, run: RunOptions, workers: int, observer: Observer
+    ) -> tuple[Iterator[PatchBatch], UnitConsumer]:
+        """Open the stream of patches and the consumer that takes them."""
