@@ -23,6 +23,7 @@ At the command line it is all a user sees; the exit code is 2.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class PortalExtractError(Exception):
@@ -67,7 +68,20 @@ class NotFoundError(SourceError):
 
 
 class IneligibleError(SourceError):
-    """What was asked for exists, but nothing of it can be extracted."""
+    """What was asked for exists, but nothing of it can be extracted.
+
+    Parameters
+    ----------
+    message
+        Why, one sentence for each thing found.
+    report
+        The eligibility report, where there is one
+        (:class:`portal_extract.sources.portal.eligibility.EligibilityReport`).
+    """
+
+    def __init__(self, message: str, report: Any = None) -> None:
+        self.report = report
+        super().__init__(message)
 
 
 class ReadError(PortalExtractError):

@@ -156,6 +156,11 @@ class TiltSeriesRow(Row):
     size_y: int | None
     size_z: int | None
 
+    @property
+    def size(self) -> tuple[int | None, int | None, int | None]:
+        """Width, height and number of sections, where the portal tells them."""
+        return self.size_x, self.size_y, self.size_z
+
 
 @dataclass(frozen=True, slots=True)
 class TomogramRow(Row):
