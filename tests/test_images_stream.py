@@ -18,8 +18,8 @@ from images_support import (
     write_zarr2,
 )
 
-from portal_extract.images.lazy import open_lazily
 from portal_extract.images.layout import read_shape
+from portal_extract.images.lazy import open_lazily
 from portal_extract.images.options import ReadOptions
 from portal_extract.images.stream import read_tilt_images
 from portal_extract.relion_io.mrc import write_mrc

@@ -138,9 +138,11 @@ def cut_boxes(
                     tile = item // items
                     offset = item - tile * items
                     length = min(end - inner, items - offset)
-                    source = arena[slots[base + tile]]
-                    for k in range(length):
-                        target[at + k] = source[offset + k]
+                    # sliced first, so that the loop runs from zero and is vectorised
+                    source = arena[slots[base + tile], offset : offset + length]
+                    part = target[at : at + length]
+                    for k in range(len(part)):
+                        part[k] = source[k]
                     at += length
                     inner += length
             for k in range(left):
