@@ -59,7 +59,7 @@ def hand_made_tables() -> dict[str, list[dict[str, Any]]]:
 
 
 def _dataset(number: int, organism: str) -> dict[str, Any]:
-    day = "2025-03-0{}T00:00:00+00:00".format(number - 10000)
+    day = f"2025-03-0{number - 10000}T00:00:00+00:00"
     return {
         "id": number,
         "depositionId": 1,
