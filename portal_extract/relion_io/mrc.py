@@ -23,7 +23,7 @@ from portal_extract.relion_io.half import to_half
 
 HEADER_BYTES = 1024
 MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
-_MODE_OF = {"float32": 2, "float16": 12}
+_MODE_OF_HALF = 12
 #: words 1-23: nx ny nz mode, starts, mx my mz, cell, angles, axes, density statistics, space group
 _START = "10i6f3i3f2i"
 _IMOD_STAMP = 1146047817
@@ -104,7 +104,8 @@ def header_bytes(
     pixel_size_angst
         Of columns and rows, and of the sections of a volume; images of a stack are 1 apart.
     stats
-        Of the data, before any conversion to half precision.
+        Of the data, before any conversion to half precision (as RELION has them; the extremes are written
+        as they are stored).
     kind
         Image stack or volume.
 
@@ -116,7 +117,11 @@ def header_bytes(
     mz, depth, space_group = (1, 1.0, 0) if kind == "stack" else (nz, nz * pixel_size_angst, 1)
     cell = (nx * pixel_size_angst, ny * pixel_size_angst, depth)
     start = (nx, ny, nz, mode, 0, 0, 0, nx, ny, mz, *cell, 90.0, 90.0, 90.0, 1, 2, 3)
-    density = (stats.minimum, stats.maximum, stats.mean, space_group, 0)
+    low, high = stats.minimum, stats.maximum
+    if mode == _MODE_OF_HALF:
+        # the extremes must be values of the file; rounding keeps their order, so they round as voxels do
+        low, high = to_half(np.array([low, high], dtype=np.float32)).astype(np.float64).tolist()
+    density = (low, high, stats.mean, space_group, 0)
     header = bytearray(HEADER_BYTES)
     struct.pack_into("<" + _START, header, 0, *start, *density)
     # words 25-27 are the extra space where the version of the format stands: year * 10 + revision
@@ -161,7 +166,7 @@ def write_mrc(
     known = stats or statistics(contiguous)
     stored: NDArray[Any] = to_half(contiguous).astype("<f2", copy=False) if float16 else contiguous
     nz, ny, nx = contiguous.shape
-    header = header_bytes((nz, ny, nx), 12 if float16 else 2, pixel_size_angst, known, kind)
+    header = header_bytes((nz, ny, nx), _MODE_OF_HALF if float16 else 2, pixel_size_angst, known, kind)
     write_atomically(path, header, stored.data)
 
 

@@ -26,7 +26,9 @@ def is_safe_name(name: str) -> bool:
     Odd are blanks and control characters, what shells and file systems treat specially, and what RELION
     reads as a part of another kind (``@`` of a section, ``:`` of a format). Slashes may part the name.
     """
-    return _SAFE.fullmatch(name) is not None and max(map(len, name.encode().split(b"/"))) <= _LONGEST
+    if _SAFE.fullmatch(name) is None:
+        return False
+    return len(name) * 4 <= _LONGEST or max(map(len, name.encode().split(b"/"))) <= _LONGEST
 
 
 def check_tomogram_names(names: Sequence[str]) -> None:

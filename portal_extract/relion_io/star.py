@@ -267,10 +267,13 @@ class _Parser:
         return StarBlock(self.file, self.name, dict(zip(labels, columns, strict=True)), is_loop=True)
 
     def _rows(self, lines: Sequence[str], start: int, n_labels: int) -> list[list[str]]:
-        body = "\n".join(lines[start:])
+        end = len(lines)
+        while end > start and self._is_void(lines[end - 1]):
+            end -= 1  # here the comment before the next block stands
+        body = "\n".join(lines[start:end])
         odd = not body.isascii() or any(character in body for character in "\"'#" + _ODD_ASCII_BLANKS)
         split = self._tokens if odd else str.split
-        rows = [split(line) for line in lines[start:]]
+        rows = [split(line) for line in lines[start:end]]
         if {len(row) for row in rows} <= {0, n_labels}:
             return [row for row in rows if row]
         for offset, row in enumerate(rows, start=start):

@@ -111,12 +111,13 @@ def check_optics_agree(optics: Columns, known: GlobalColumns, group: Ints, tilt_
         "rlnVoltage": known.voltage_kv,
         "rlnTomoTiltSeriesPixelSize": known.pixel_size_angst,
     }
-    pairs = np.unique(np.stack([group, tilt_series]), axis=1)
+    n_series = len(known.names)
+    pairs = [divmod(pair, n_series) for pair in np.unique(group * n_series + tilt_series).tolist()]
     for label, of_tomograms in checks.items():
         if label not in optics:
             continue
         of_groups = optics.numbers(label)
-        for g, t in pairs.T.tolist():
+        for g, t in pairs:
             if abs(of_groups[g] - of_tomograms[t]) >= _TOLERANCE:
                 optics.problems.add(
                     f"{optics.where}: {label} is {of_groups[g]:g} in row {g + 1} but {of_tomograms[t]:g} for "
