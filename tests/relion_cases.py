@@ -32,8 +32,21 @@ OPTIONS = {
     "--grid_precorr": ("--grid-precorr", False),
     "--dont_apply_offsets": ("--dont-apply-offsets", False),
     "--apply_orientations": ("--apply-orientations", False),
+    "--multi": ("--write-multiplicity", False),
+    "--ctf": ("--write-ctf", False),
+    "--nrm": ("--write-normalised", False),
+    "--div": ("--write-divided", False),
+    "--no_comb": ("--no-combined", False),
+    "--SNR": ("--snr", True),
+    "--taper": ("--taper", True),
+    "--no_center": ("--no-center", False),
+    "--cone_weight": ("--cone-weight", False),
+    "--cone_angle": ("--cone-angle", True),
+    "--cone_sig0": ("--cone-sig0", True),
+    "--cutoff_fract": ("--cutoff-fract", True),
+    "--sum": ("--sum", False),
+    "--no_writing": ("--no-writing", False),
 }
-DROPPED = {"--stack2d"}  # our default
 
 
 @dataclass(frozen=True)
@@ -65,11 +78,11 @@ def cases(root: Path, prefix: str) -> list[Case]:
 
 def our_arguments(relion_args: tuple[str, ...]) -> list[str]:
     """Translate RELION's arguments; an option that has no translation is an error."""
-    ours, rest = [], list(relion_args)
+    ours, rest = [], [name for name in relion_args if name != "--stack2d"]
+    if "--stack2d" not in relion_args:
+        ours += ["--output-mode", "volume3d"]
     while rest:
         name = rest.pop(0)
-        if name in DROPPED:
-            continue
         option, has_value = OPTIONS[name]
         ours.append(option)
         if has_value:

@@ -24,6 +24,7 @@ input_options = stack_options(
 @input_options
 @params.box_options
 @params.signal_options
+@params.volume_options
 @params.output_options
 @params.run_options
 @params.talk_options

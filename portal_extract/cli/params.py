@@ -10,11 +10,12 @@ import click
 
 from portal_extract.cli.grouped import option, read_config, stack_options
 from portal_extract.errors import UsageError
-from portal_extract.options import ExtractOptions, PathStyle, RunOptions
+from portal_extract.options import ExtractOptions, PathStyle, RunOptions, VolumeOptions
 
-BOX, SIGNAL, OUTPUT, RUN, TALK = (
-    "Particles",
-    "Signal (RELION's names in brackets)",
+BOX, SIGNAL, VOLUME, OUTPUT, RUN, TALK = (
+    "Particles (RELION's names in brackets)",
+    "Signal",
+    "3D pseudo-subtomograms",
     "Output",
     "Running",
     "Messages and configuration",
@@ -57,6 +58,24 @@ signal_options = stack_options(
     option("--apply-orientations", is_flag=True, group=SIGNAL, help="Move the particles' angles into the subtomogram frame [--apply_orientations]."),
     option("--whiten", is_flag=True, group=SIGNAL, help="Divide by the noise amplitude of each tilt image [--whiten]."),
     option("--grid-precorr", is_flag=True, group=SIGNAL, help="Gridding pre-correction [--grid_precorr]."),
+)  # fmt: skip
+
+volume_options = stack_options(
+    option("--output-mode", type=click.Choice(["stack2d", "volume3d"]), default="stack2d", group=VOLUME, help="2D stacks [--stack2d], or 3D pseudo-subtomograms."),
+    option("--write-ctf", is_flag=True, group=VOLUME, help="Also write the squared CTF [--ctf]."),
+    option("--write-multiplicity", is_flag=True, group=VOLUME, help="Also write the number of samples of each voxel [--multi]."),
+    option("--write-normalised", is_flag=True, group=VOLUME, help="Also write data and CTF divided by that number [--nrm]."),
+    option("--write-divided", is_flag=True, group=VOLUME, help="Also write CTF-corrected volumes [--div]."),
+    option("--combined/--no-combined", default=True, group=VOLUME, help="Write CTF and multiplicity as one file of weights [--no_comb]."),
+    option("--snr", type=float, default=-1.0, group=VOLUME, help="Signal-to-noise ratio of CTF-corrected volumes; a heuristic if not positive [--SNR]."),
+    option("--taper", type=float, default=5.0, group=VOLUME, help="Soft edge of CTF-corrected volumes in binned pixels [--taper]."),
+    option("--center/--no-center", default=True, group=VOLUME, help="Subtract the mean of CTF-corrected volumes [--no_center]."),
+    option("--cone-weight", is_flag=True, group=VOLUME, help="Down-weight a cone along the beam [--cone_weight]."),
+    option("--cone-angle", type=float, default=10.0, group=VOLUME, help="Opening angle of the cone, degrees [--cone_angle]."),
+    option("--cone-sig0", type=float, default=2.0, group=VOLUME, help="Width of the cone at the origin, voxels [--cone_sig0]."),
+    option("--cutoff-fract", type=float, default=0.01, group=VOLUME, help="Leave out samples with a smaller dose weight [--cutoff_fract]."),
+    option("--sum", "write_sum", is_flag=True, group=VOLUME, help="Also write the sum over all particles [--sum]."),
+    option("--writing/--no-writing", default=True, group=VOLUME, help="Write the volumes of each particle [--no_writing]."),
 )  # fmt: skip
 
 output_options = stack_options(
@@ -104,6 +123,23 @@ def extract_options(values: Mapping[str, Any]) -> ExtractOptions:
         apply_orientations=values["apply_orientations"],
         whiten=values["whiten"],
         grid_precorrection=values["grid_precorr"],
+        mode=values["output_mode"],
+        volume=VolumeOptions(
+            write_ctf=values["write_ctf"],
+            write_multiplicity=values["write_multiplicity"],
+            write_normalised=values["write_normalised"],
+            write_divided=values["write_divided"],
+            write_combined=values["combined"],
+            snr=values["snr"],
+            taper_px=values["taper"],
+            centre=values["center"],
+            cone_weight=values["cone_weight"],
+            cone_angle_deg=values["cone_angle"],
+            cone_sigma0=values["cone_sig0"],
+            cutoff_fraction=values["cutoff_fract"],
+            write_sum=values["write_sum"],
+            write_particles=values["writing"],
+        ),
     )
     if values["dont_apply_offsets"] and values["apply_orientations"]:
         raise UsageError("--dont-apply-offsets and --apply-orientations exclude each other: drop one of them")

@@ -11,10 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from portal_extract.errors import BadResultError, UnsupportedError
+from portal_extract.errors import BadResultError
 from portal_extract.extraction.summary import ExtractionSummary, peak_memory_bytes
-from portal_extract.extraction.survey import refuse_hopeless, stack_bytes, survey_project
-from portal_extract.extraction.tasks import make_stack_tasks
+from portal_extract.extraction.sums import write_sums
+from portal_extract.extraction.survey import refuse_hopeless, result_bytes, survey_project, written_bytes
+from portal_extract.extraction.tasks import (
+    STACK_SUFFIX,
+    VOLUME_SUFFIX,
+    WEIGHT_SUFFIX,
+    Unit,
+    cut_units,
+    make_tasks,
+    sum_path,
+)
 from portal_extract.extraction.views import find_views
 from portal_extract.model import Bools, Floats, Ints, Project
 from portal_extract.options import ExtractOptions, RunOptions
@@ -38,15 +47,15 @@ RESULTS = (
     "tomograms.star",
     "tilt_series",
     "report",
+    "sum_data.mrc",
+    "sum_weight.mrc",
+    "sum_div.mrc",
 )
-
-Unit = tuple[int, Ints]
-"""Index of a tilt series, and the particles (of the project) that belong to the unit."""
 
 
 @dataclass(frozen=True)
 class SeriesOutcome:
-    """What came of the particles of one unit.
+    """What came of the particles of one tilt series.
 
     Attributes
     ----------
@@ -110,81 +119,106 @@ def extract(
     """
     started, run, output_dir = time.monotonic(), run or RunOptions(), Path(output_dir)
     options.check()
-    if options.mode != "stack2d":
-        raise UnsupportedError(["--output-mode volume3d: 3D pseudo-subtomograms are not implemented yet"])
     prefix = output_prefix(output_dir, run.paths)
-    names = stack_paths(project, "_stack2d.mrcs")
+    names = stack_paths(project, STACK_SUFFIX if options.mode == "stack2d" else VOLUME_SUFFIX)
     survey = survey_project(project, options)
-    refuse_hopeless(survey, stack_bytes(survey, options), output_dir)
-    units: list[Unit] = [(t, p) for t, p in enumerate(project.particles_of) if len(p)]
+    refuse_hopeless(survey, result_bytes(survey, options), output_dir)
+    cut_units(project, remaining_particles(project, ()), options, run)
     with hold_output(output_dir, RESULTS, overwrite=run.overwrite):
         journal = Journal(output_dir)
         finished = journal.begin(project_identity(project, options))
+        job = _Job(project, options, output_dir, names, run, observer, client, journal)
         observer(StageStarted("extract", sum(s.n_views for s in survey), "views"))
-        results = _run_units(
-            project, options, output_dir, names, units, run, observer, client, journal, finished
-        )
+        results = job.run(finished)
         observer(StageFinished("extract"))
-        outcomes = [_outcome(project, options, unit, results[number]) for number, unit in enumerate(units)]
+        bad = {particle: reason for result in results for particle, reason in result.bad.items()}
+        outcomes = [
+            _outcome(project, options, index, bad) for index, p in enumerate(project.particles_of) if len(p)
+        ]
         _write_tables(project, options, output_dir, prefix, names, outcomes)
+        if options.mode == "volume3d" and options.volume.write_sum:
+            write_sums(project, options, output_dir, results)
         summary = _summarise(project, options, output_dir, outcomes, results, started, assumptions or {})
         write_report(output_dir, {"options": dataclasses.asdict(options), **summary.to_dict()})
     return summary
 
 
-def _run_units(
-    project: Project,
-    options: ExtractOptions,
-    output_dir: Path,
-    names: Sequence[str],
-    units: Sequence[Unit],
-    run: RunOptions,
-    observer: Observer,
-    client: Client | None,
-    journal: Journal,
-    finished: Mapping[int, UnitResult],
-) -> dict[int, UnitResult]:
-    """Run the units that are not finished; give the results of all."""
-    results: dict[int, UnitResult] = {}
-    for number, result in finished.items():
-        outcome = _outcome(project, options, units[number], result)
-        if all((output_dir / names[i]).is_file() for i in outcome.kept):
-            results[number] = result
-            observer(StageAdvanced("extract", result.n_views))
+@dataclass(frozen=True)
+class _Job:
+    """What running the units of a job needs."""
+
+    project: Project
+    options: ExtractOptions
+    output_dir: Path
+    names: Sequence[str]
+    run_options: RunOptions
+    observer: Observer
+    client: Client | None
+    journal: Journal
+
+    def run(self, finished: Sequence[UnitResult]) -> list[UnitResult]:
+        """Run what is not finished; give the results of everything."""
+        results = [result for result in finished if self._is_there(result)]
+        if results:
+            n_done = sum(len(result.particles) for result in results)
+            self.observer(Note(f"{self.output_dir}: {n_done} particles are done from an earlier run"))
+            self.observer(StageAdvanced("extract", sum(result.n_views for result in results)))
+
+        def done(result: UnitResult) -> None:
+            self.journal.record(result)
+            results.append(result)
+
+        todo = remaining_particles(self.project, results)
+        units = cut_units(self.project, todo, self.options, self.run_options, self._n_processes())
+        tasks = make_tasks(self.project, units, self.options, self.output_dir, self.names)
+        if self.client is None:
+            run_on_threads(tasks, self.run_options, self.observer, done)
         else:
-            journal.forget(number)
-    if results:
-        observer(Note(f"{output_dir}: {len(results)} of {len(units)} units are there from an earlier run"))
+            run_on_dask(tasks, self.run_options, self.observer, done, self.client)
+        return results
 
-    def done(result: UnitResult) -> None:
-        journal.record(result)
-        results[result.number] = result
+    def _n_processes(self) -> int:
+        return 1 if self.client is None else len(self.client.scheduler_info(n_workers=-1)["workers"])
 
-    tasks = [
-        task
-        for task in make_stack_tasks(project, units, options, output_dir, names)
-        if task.number not in results
-    ]
-    if client is None:
-        run_on_threads(tasks, run, observer, done)
-    else:
-        run_on_dask(tasks, run, observer, done, client)
-    return results
+    def _is_there(self, result: UnitResult) -> bool:
+        """Look for the files of a finished unit; if one is gone, the unit is done again."""
+        particles = np.array(result.particles)
+        series_index = int(self.project.particles.tilt_series[particles[0]])
+        views = find_views(self.project.part(series_index, particles), 0, self.options)
+        kept = [i for i in particles[views.kept] if i not in result.bad]
+        files = [self.output_dir / self.names[i] for i in kept] if writes_particles(self.options) else []
+        if self.options.mode == "volume3d" and self.options.volume.write_sum:
+            files.append(sum_path(self.output_dir, result.particles))
+        if all(file.is_file() for file in files):
+            return True
+        self.journal.forget(result)
+        return False
 
 
-def _outcome(project: Project, options: ExtractOptions, unit: Unit, result: UnitResult) -> SeriesOutcome:
-    """Tell which particles of a unit are on disk; geometry says the rest again."""
-    series_index, particles = unit
-    views = find_views(project.part(series_index, particles), 0, options)
-    bad = np.zeros(len(particles), dtype=bool)
-    bad[list(result.bad)] = True
-    good = ~bad[views.kept]
-    skipped = {reason: particles[local] for reason, local in views.skipped.items()}
-    for reason in sorted(set(result.bad.values())):
-        skipped[reason] = particles[[i for i, r in sorted(result.bad.items()) if r == reason]]
-    return SeriesOutcome(
-        particles[views.kept[good]], views.seen[good], views.coordinates_angst[good], skipped
-    )
+def writes_particles(options: ExtractOptions) -> bool:
+    """Tell whether there is a file for each particle."""
+    return options.mode == "stack2d" or options.volume.write_particles
+
+
+def remaining_particles(project: Project, finished: Sequence[UnitResult]) -> list[Unit]:
+    """List the particles of each tilt series that no finished unit holds."""
+    done = np.zeros(len(project.particles), dtype=bool)
+    for result in finished:
+        done[list(result.particles)] = True
+    parts = [(index, p[~done[p]]) for index, p in enumerate(project.particles_of)]
+    return [(index, p) for index, p in parts if len(p)]
+
+
+def _outcome(
+    project: Project, options: ExtractOptions, series_index: int, bad: Mapping[int, str]
+) -> SeriesOutcome:
+    """Tell which particles of a tilt series are on disk."""
+    views = find_views(project, series_index, options)
+    good = np.array([i not in bad for i in views.kept], dtype=bool)
+    skipped = dict(views.skipped)
+    for i in views.kept[~good]:
+        skipped[bad[int(i)]] = np.append(skipped.get(bad[int(i)], np.empty(0, np.int64)), i)
+    return SeriesOutcome(views.kept[good], views.seen[good], views.coordinates_angst[good], skipped)
 
 
 def _write_tables(
@@ -202,7 +236,9 @@ def _write_tables(
         indices=kept,
         visible=tuple(row for outcome in outcomes for row in outcome.seen),
         image_names=tuple(names[i] for i in kept),
-        weight_names=None,
+        weight_names=None
+        if options.mode == "stack2d"
+        else tuple(names[i].removesuffix(VOLUME_SUFFIX) + WEIGHT_SUFFIX for i in kept),
         coordinates_angst=np.concatenate([outcome.coordinates_angst for outcome in outcomes]),
     )
     write_extraction_tables(output_dir, project, options, extracted, out_prefix=prefix)
@@ -213,7 +249,7 @@ def _summarise(
     options: ExtractOptions,
     output_dir: Path,
     outcomes: Sequence[SeriesOutcome],
-    results: Mapping[int, UnitResult],
+    results: Sequence[UnitResult],
     started: float,
     assumptions: Mapping[str, Any],
 ) -> ExtractionSummary:
@@ -227,7 +263,6 @@ def _summarise(
             here[reason] = here.get(reason, 0) + len(indices)
     n_views = sum(int(outcome.seen.sum()) for outcome in outcomes)
     n_kept = sum(len(outcome.kept) for outcome in outcomes)
-    side = options.box_size - 2 * options.boundary
     return ExtractionSummary(
         output_dir=output_dir,
         n_particles=len(project.particles),
@@ -235,9 +270,9 @@ def _summarise(
         n_views=n_views,
         skipped=skipped,
         skipped_by_series=by_series,
-        bytes_read=sum(r.bytes_read for r in results.values()),
-        n_requests=sum(r.n_requests for r in results.values()),
-        bytes_written=n_views * side * side * (2 if options.float16 else 4) + 1024 * n_kept,
+        bytes_read=sum(r.bytes_read for r in results),
+        n_requests=sum(r.n_requests for r in results),
+        bytes_written=written_bytes(options, n_kept, n_views),
         seconds=time.monotonic() - started,
         peak_memory_bytes=peak_memory_bytes(),
         assumptions=assumptions,

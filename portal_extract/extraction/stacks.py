@@ -68,7 +68,7 @@ class StackConsumer:
         self._views, self._tables, self._options = views, tables, options
         self._paths, self._observer = paths, observer
         self._memory_bytes = memory_bytes
-        self._mask, self._gridding = _masks(options)
+        self._mask, self._gridding = masks_of(options)
         self._sums = np.zeros((len(views), 4))
         self._first_view = np.concatenate([[0], np.cumsum(views.stack_lengths)])
         self._pending = [_Pending(int(n)) for n in views.stack_lengths]
@@ -208,7 +208,8 @@ class StackConsumer:
         return side, side
 
 
-def _masks(options: ExtractOptions) -> tuple[CircleMask | None, Floats | None]:
+def masks_of(options: ExtractOptions) -> tuple[CircleMask | None, Floats | None]:
+    """Make the circular mask and the gridding correction that the options ask for."""
     mask = circle_mask(options.box_size, options.boundary) if options.circle_crop else None
     gridding = gridding_weights(options.box_size, options.boundary) if options.grid_precorrection else None
     return mask, gridding

@@ -54,11 +54,26 @@ def _diagnose(project: Project, series_index: int, options: ExtractOptions) -> s
     )
 
 
-def stack_bytes(survey: Sequence[SeriesSurvey], options: ExtractOptions) -> int:
-    """Size of the 2D stacks that will be written."""
-    side = options.box_size - 2 * options.boundary
-    image = side * side * (2 if options.float16 else 4)
-    return sum(s.n_views * image + s.n_kept * _HEADER_BYTES for s in survey)
+def result_bytes(survey: Sequence[SeriesSurvey], options: ExtractOptions) -> int:
+    """Size of the files that will be written for the particles."""
+    return written_bytes(options, sum(s.n_kept for s in survey), sum(s.n_views for s in survey))
+
+
+def written_bytes(options: ExtractOptions, n_particles: int, n_views: int) -> int:
+    """Size of the stacks or volumes of particles with so many views in all."""
+    item = 2 if options.float16 else 4
+    if options.mode == "stack2d":
+        side = options.box_size - 2 * options.boundary
+        return n_views * side * side * item + n_particles * _HEADER_BYTES
+    wanted, side = options.volume, options.output_size
+    if not wanted.write_particles:
+        return 0
+    half = side * side * (side // 2 + 1)
+    full = (
+        1 + wanted.write_ctf + wanted.write_multiplicity + 2 * wanted.write_normalised + wanted.write_divided
+    )
+    voxels = full * side**3 + 2 * half * wanted.write_combined
+    return n_particles * (voxels * item + (full + wanted.write_combined) * _HEADER_BYTES)
 
 
 def refuse_hopeless(survey: Sequence[SeriesSurvey], needed_bytes: int, output_dir: Path) -> None:

@@ -8,35 +8,48 @@ from pathlib import Path
 
 import numpy as np
 
+from portal_extract.errors import MemoryBudgetError
+from portal_extract.extraction.pseudo import VolumeConsumer
 from portal_extract.extraction.spectra import SpectrumTables, make_tables
 from portal_extract.extraction.stacks import StackConsumer
-from portal_extract.extraction.views import Views, find_views
+from portal_extract.extraction.views import Views, find_views, positions_px
 from portal_extract.extraction.whiten import whitening_tables
+from portal_extract.geometry import euler_to_matrix
 from portal_extract.images.boxes import PatchBatch
 from portal_extract.images.options import ReadOptions
 from portal_extract.images.stream import stream_patches
-from portal_extract.model import Ints, Project
+from portal_extract.model import Floats, Ints, Project
+from portal_extract.optics.dose import dose_ranges, dose_weights
 from portal_extract.options import ExtractOptions, RunOptions
 from portal_extract.running.events import Observer
+from portal_extract.running.journal import FOLDER as JOURNAL
 
+STACK_SUFFIX, VOLUME_SUFFIX, WEIGHT_SUFFIX = "_stack2d.mrcs", "_data.mrc", "_weights.mrc"
 _BATCH_BYTES = 2 << 20
+
+Unit = tuple[int, Ints]
+"""Index of a tilt series, and the indices of some of its particles in the project."""
 
 
 @dataclass(frozen=True)
-class StackTask:
-    """Extract 2D stacks of some particles of one tilt series.
+class ExtractTask:
+    """Extract some particles of one tilt series.
 
     Attributes
     ----------
-    number
-        Of the unit.
+    particles
+        Their indices in the whole project.
     project
         Of one tilt series and these particles alone.
+    options
+        What to extract.
+    output_dir
+        Absolute path.
     paths
-        File of each particle, below ``output_dir``.
+        Main file of each particle (stack or data volume), below ``output_dir``.
     """
 
-    number: int
+    particles: tuple[int, ...]
     project: Project
     options: ExtractOptions
     output_dir: str
@@ -49,17 +62,35 @@ class StackTask:
 
     def open(
         self, run: RunOptions, workers: int, observer: Observer
-    ) -> tuple[Iterator[PatchBatch], StackConsumer]:
-        """Open the stream of patches and the consumer that makes stacks of them."""
+    ) -> tuple[Iterator[PatchBatch], StackConsumer | VolumeConsumer]:
+        """Open the stream of patches and the consumer that takes them."""
         views = find_views(self.project, 0, self.options)
         waiting, reading = memory_shares(views, self.options, run, workers)
-        tables = extraction_tables(self.project, views, self.options, reading, observer)
+        tables = _tables(self.project, views, self.options, reading, observer)
         paths = [Path(self.output_dir) / self.paths[i] for i in views.kept]
-        consumer = StackConsumer(views, tables, self.options, paths, waiting, observer)
+        consumer: StackConsumer | VolumeConsumer
+        if self.options.mode == "stack2d":
+            consumer = StackConsumer(views, tables, self.options, paths, waiting, observer)
+        else:
+            consumer = self._volume_consumer(views, tables, paths, workers, observer)
         return stream_patches(views.series.image_stack, views.boxes, reading, observer), consumer
 
+    def _volume_consumer(
+        self, views: Views, tables: SpectrumTables, paths: Sequence[Path], workers: int, observer: Observer
+    ) -> VolumeConsumer:
+        options, series = self.options, views.series
+        pixel = series.pixel_size_angst * options.binning
+        # the dose cuts samples off even where it does not weigh them (RELION 5.0.1 behaviour)
+        dose = dose_weights(series.dose_e_per_a2, series.bfactor_per_dose, options.box_size, pixel)
+        frame = euler_to_matrix(self.project.particles.subtomogram_angles_deg[views.kept])
+        full = frame @ euler_to_matrix(self.project.particles.angles_deg[views.kept])
+        stems = [path.with_name(path.name.removesuffix(VOLUME_SUFFIX)) for path in paths]
+        total = sum_path(Path(self.output_dir), self.particles) if options.volume.write_sum else None
+        ranges = dose_ranges(dose, options.volume.cutoff_fraction)
+        return VolumeConsumer(views, tables, options, ranges, (frame, full), stems, total, workers, observer)
 
-def extraction_tables(
+
+def _tables(
     project: Project, views: Views, options: ExtractOptions, reading: ReadOptions, observer: Observer
 ) -> SpectrumTables:
     """Prepare what the transforms of a tilt series are multiplied by (RELION 5.0.1's extraction)."""
@@ -69,41 +100,46 @@ def extraction_tables(
     return make_tables(views, options, project.optics_groups, groups, aberration_pixel, whitening)
 
 
-def make_stack_tasks(
+def make_tasks(
     project: Project,
-    units: Sequence[tuple[int, Ints]],
+    units: Sequence[Unit],
     options: ExtractOptions,
     output_dir: Path,
     names: Sequence[str],
-) -> list[StackTask]:
-    """Make the tasks of units (tilt series, particles)."""
+) -> list[ExtractTask]:
+    """Make the tasks of units; ``names`` are the main files of all particles of the project."""
     return [
-        StackTask(
-            number,
-            project.part(series_index, particles),
-            options,
-            str(output_dir.absolute()),
-            tuple(names[i] for i in particles),
+        ExtractTask(
+            particles=tuple(particles.tolist()),
+            project=project.part(series_index, particles),
+            options=options,
+            output_dir=str(output_dir.absolute()),
+            paths=tuple(names[i] for i in particles),
         )
-        for number, (series_index, particles) in enumerate(units)
+        for series_index, particles in units
     ]
+
+
+def sum_path(output_dir: Path, particles: Sequence[int]) -> Path:
+    """Name the file that keeps the sum over a unit until the end of the job."""
+    return output_dir / JOURNAL / f".sum-{particles[0]:08d}-{len(particles)}.npz"
 
 
 def memory_shares(
     views: Views, options: ExtractOptions, run: RunOptions, workers: int
 ) -> tuple[int, ReadOptions]:
-    """Divide the memory between finished images that wait for their particle, and reading.
+    """Divide the memory between results that wait for the rest of their particle, and reading.
 
     Returns
     -------
-    Bytes for images that wait, and the options of the reader.
+    Bytes for what waits, and the options of the reader.
     """
     patch = options.unbinned_box**2 * 4
     batch_views = int(np.clip(_BATCH_BYTES // patch, 4, 64))
     # a patch, its transforms and its image, for the batches in the threads' hands
     computing = workers * batch_views * (4 * patch + 8 * options.box_size**2 * 4)
     free = max(run.memory_bytes - computing, run.memory_bytes // 4)
-    waiting = min(len(views) * options.output_size**2 * (2 if options.float16 else 4), free // 2)
+    waiting = min(len(views) * waiting_bytes(options), free // 2)
     reading = ReadOptions(
         memory_bytes=free - waiting,
         batch_views=batch_views,
@@ -111,3 +147,75 @@ def memory_shares(
         decode_threads=workers,
     )
     return waiting, reading
+
+
+def waiting_bytes(options: ExtractOptions) -> int:
+    """Memory that a finished view takes until its particle is complete."""
+    if options.mode == "stack2d":
+        return (2 if options.float16 else 4) * options.output_size**2
+    return 12 * options.box_size * (options.box_size // 2 + 1)
+
+
+def cut_units(
+    project: Project, todo: Sequence[Unit], options: ExtractOptions, run: RunOptions, n_processes: int = 1
+) -> list[Unit]:
+    """Cut the particles of tilt series into units that fit the memory and occupy all processes.
+
+    Stacks that wait can be put on disk, so only volumes need units that fit. A large tilt series is cut into
+    strips along its tilt axis, because these share the fewest pixels.
+
+    Parameters
+    ----------
+    project
+        The project.
+    todo
+        Tilt series and their particles that are to be done.
+    options, run
+        Give the size of what waits, and the memory.
+    n_processes
+        Worker processes of a cluster, 1 without one.
+
+    Returns
+    -------
+    Units; within each, particles are in table order.
+
+    Raises
+    ------
+    MemoryBudgetError
+        Not even one particle fits.
+    """
+    units: list[Unit] = []
+    most = max(1, -(-sum(len(p) for _, p in todo) // (4 * n_processes))) if n_processes > 1 else 1 << 62
+    for series_index, particles in todo:
+        limit = max(most, 16) if n_processes > 1 else most
+        if options.mode == "volume3d":
+            limit = min(limit, _particles_in_memory(project, series_index, options, run))
+        n_units = -(-len(particles) // limit)
+        order = particles[np.argsort(_along_axis(project, series_index, particles), kind="stable")]
+        units += [(series_index, np.sort(part)) for part in np.array_split(order, n_units)]
+    return units
+
+
+def _particles_in_memory(
+    project: Project, series_index: int, options: ExtractOptions, run: RunOptions
+) -> int:
+    size = options.output_size
+    # accumulators, the volumes made of them, and double-precision temporaries, per thread
+    volume = size**3 * 4 * 8
+    particle = project.tilt_series[series_index].n_tilts * waiting_bytes(options)
+    workers = run.workers or 1
+    share = run.memory_bytes // 2 - workers * volume
+    if share < particle:
+        needed = 2 * (particle + workers * volume)
+        raise MemoryBudgetError(
+            f"{project.tilt_series[series_index].name}: a volume of box {options.box_size} needs "
+            f"{needed / 2**30:.2f} GiB with {workers} workers, --memory is "
+            f"{run.memory_bytes / 2**30:.2f} GiB; raise --memory, or use fewer --workers, a smaller --box-size or a larger --bin"
+        )
+    return share // particle
+
+
+def _along_axis(project: Project, series_index: int, particles: Ints) -> Floats:
+    """Coordinate of particles along the tilt axis (y of the tomogram), in unbinned pixels."""
+    points: Floats = positions_px(project, particles, apply_offsets=False)[:, 1]
+    return points

@@ -66,7 +66,7 @@ def hold_output(output_dir: Path, results: tuple[str, ...], *, overwrite: bool) 
                 return
             raise OutputError(f"{output_dir}: another run is writing here; wait for it to end") from error
         if overwrite:
-            for path in [*(output_dir / name for name in results), *journal.glob("*.json")]:
+            for path in [*(output_dir / name for name in results), *journal.glob("*.json"), *journal.glob(".sum-*")]:
                 _remove(path)
         else:
             _sweep(output_dir, results)

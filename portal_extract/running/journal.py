@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ class Journal:
     def __init__(self, output_dir: Path) -> None:
         self._output_dir, self._folder = output_dir, output_dir / FOLDER
 
-    def begin(self, identity: Mapping[str, Any]) -> dict[int, UnitResult]:
+    def begin(self, identity: Mapping[str, Any]) -> list[UnitResult]:
         """Start a run, or go on with the one that was interrupted.
 
         Parameters
@@ -37,7 +38,7 @@ class Journal:
 
         Returns
         -------
-        Results of the units that are finished, by number.
+        Results of the units that are finished.
 
         Raises
         ------
@@ -61,19 +62,20 @@ class Journal:
                 )
         else:
             write_atomically(path, json.dumps(wanted, indent=1).encode())
-        results = [
-            UnitResult.from_dict(self._read(file)) for file in sorted(self._folder.glob("unit-*.json"))
-        ]
-        return {result.number: result for result in results}
+        return [UnitResult.from_dict(self._read(file)) for file in sorted(self._folder.glob("unit-*.json"))]
 
     def record(self, result: UnitResult) -> None:
         """Record a finished unit; its files are in place."""
-        path = self._folder / f"unit-{result.number:06d}.json"
-        write_atomically(path, json.dumps(result.to_dict()).encode())
+        write_atomically(self._path(result), json.dumps(result.to_dict()).encode())
 
-    def forget(self, number: int) -> None:
-        """Record that the files of a unit are gone."""
-        (self._folder / f"unit-{number:06d}.json").unlink(missing_ok=True)
+    def forget(self, result: UnitResult) -> None:
+        """Strike a unit whose files are gone."""
+        self._path(result).unlink(missing_ok=True)
+
+    def _path(self, result: UnitResult) -> Path:
+        text = ",".join(map(str, result.particles))
+        name = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return self._folder / f"unit-{result.particles[0]:08d}-{name}.json"
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:

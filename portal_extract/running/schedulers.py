@@ -6,6 +6,7 @@ Both call the same task on the same engine; only the place differs.
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,7 @@ def run_on_threads(tasks: Sequence[UnitTask], run: RunOptions, observer: Observe
         def open_unit() -> tuple[Iterator[PatchBatch], ViewConsumer]:
             tally = Tally(observer)
             stream, consumer = task.open(run, workers, tally)
-            return stream, _Reporting(task.number, consumer, tally, done)
+            return stream, _Reporting(task, consumer, tally, done)
 
         return open_unit
 
@@ -53,18 +54,25 @@ def run_on_threads(tasks: Sequence[UnitTask], run: RunOptions, observer: Observe
 class _Reporting:
     """A consumer that reports its unit as done."""
 
-    def __init__(self, number: int, consumer: UnitConsumer, tally: Tally, done: Done) -> None:
-        self._number, self._consumer, self._tally, self._done = number, consumer, tally, done
+    def __init__(self, task: UnitTask, consumer: UnitConsumer, tally: Tally, done: Done) -> None:
+        self._task, self._consumer, self._tally, self._done = task, consumer, tally, done
         self.consume = consumer.consume
 
     def finish(self) -> None:
         self._consumer.finish()
-        self._done(result_of(self._number, self._consumer, self._tally))
+        self._done(result_of(self._task, self._consumer, self._tally))
 
 
-def result_of(number: int, consumer: UnitConsumer, tally: Tally) -> UnitResult:
+def result_of(task: UnitTask, consumer: UnitConsumer, tally: Tally) -> UnitResult:
     """Sum up a unit."""
-    return UnitResult(number, dict(consumer.bad), tally.n_views, tally.bytes_read, tally.n_requests)
+    return UnitResult(
+        label=task.label,
+        particles=task.particles,
+        bad={task.particles[local]: reason for local, reason in consumer.bad.items()},
+        n_views=tally.n_views,
+        bytes_read=tally.bytes_read,
+        n_requests=tally.n_requests,
+    )
 
 
 def run_unit(task: UnitTask, run: RunOptions) -> UnitResult:
@@ -97,7 +105,9 @@ def run_on_dask(
         requests_in_flight=max(1, run.requests_in_flight // max(1, len(workers))),
     )
     futures = [
-        client.submit(run_unit, task, local, key=f"unit-{task.number}-{task.label}", pure=False)
+        client.submit(
+            run_unit, task, local, key=f"{task.label}-{task.particles[0]}-{uuid.uuid4().hex[:8]}", pure=False
+        )
         for task in tasks
     ]
     try:

@@ -21,17 +21,20 @@ class UnitResult:
 
     Attributes
     ----------
-    number
-        Of the unit, 0-based.
+    label
+        Name of the tilt series.
+    particles
+        Indices (into the whole project) of the unit's particles.
     bad
-        Particles of the unit (0-based within it) whose result is no good, with the reason.
+        Those whose result is no good, with the reason.
     n_views
         Images processed.
     bytes_read, n_requests
         Of stored images.
     """
 
-    number: int
+    label: str
+    particles: tuple[int, ...]
     bad: Mapping[int, str] = field(default_factory=dict)
     n_views: int = 0
     bytes_read: int = 0
@@ -40,7 +43,8 @@ class UnitResult:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, for the journal."""
         return {
-            "number": self.number,
+            "label": self.label,
+            "particles": list(self.particles),
             "bad": {str(k): v for k, v in self.bad.items()},
             "n_views": self.n_views,
             "bytes_read": self.bytes_read,
@@ -51,6 +55,7 @@ class UnitResult:
     def from_dict(cls, content: Mapping[str, Any]) -> UnitResult:
         """Read what :meth:`to_dict` wrote."""
         values = dict(content)
+        values["particles"] = tuple(values["particles"])
         values["bad"] = {int(k): v for k, v in values["bad"].items()}
         return cls(**values)
 
@@ -60,15 +65,15 @@ class UnitConsumer(ViewConsumer, Protocol):
 
     @property
     def bad(self) -> Mapping[int, str]:
-        """Particles of the unit whose result is no good, with the reason."""
+        """Particles (0-based within the unit) whose result is no good, with the reason."""
 
 
 class UnitTask(Protocol):
     """Everything that is needed to run a unit, in this process or another."""
 
     @property
-    def number(self) -> int:
-        """Number of the unit, 0-based."""
+    def particles(self) -> tuple[int, ...]:
+        """Indices of the particles in the whole project."""
 
     @property
     def label(self) -> str:

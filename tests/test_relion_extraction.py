@@ -1,4 +1,4 @@
-"""2D stacks equal RELION's: every voxel, header and table of every case."""
+"""Stacks and volumes equal RELION's: every voxel, header and table of every case."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from relion_cases import HERE, SHARED, Case, cases, differences, our_arguments
 
 from portal_extract.cli import cli
 
-SMALL = cases(HERE / "data" / "relion5", "stack_")
-ALL = cases(SHARED / "relion5", "stack_")
+SMALL = cases(HERE / "data" / "relion5", "stack_") + cases(HERE / "data" / "relion5", "volume_")
+ALL = cases(SHARED / "relion5", "stack_") + cases(SHARED / "relion5", "volume_")
 
 
 def run_case(case: Case, tmp_path, monkeypatch) -> None:
@@ -20,7 +20,9 @@ def run_case(case: Case, tmp_path, monkeypatch) -> None:
 
 
 def test_there_are_cases():
-    assert len(SMALL) >= 5
+    names = [case.name for case in SMALL]
+    assert sum(name.startswith("stack_") for name in names) >= 5
+    assert sum(name.startswith("volume_") for name in names) >= 5
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
