@@ -71,8 +71,8 @@ def test_shared_signal_gives_its_resolution():
     signal = 3 * low_pass(noise(3), 7.5)
     halves = [signal + noise(seed) for seed in (4, 5)]
     curves = shell_correlation(*halves, 2.0)
-    # the mask smears the fall over a shell
-    assert 2.0 * N / 8 <= curves.resolution_at(0.143) <= 2.0 * N / 6
+    # a small mask smears a sharp fall, and the two shells after it are not corrected (RELION's rule)
+    assert 2.0 * N / 9 <= curves.resolution_at(0.143) <= 2.0 * N / 7
     assert curves.resolution_at(0.143, curves.unmasked) == pytest.approx(2.0 * N / 7)
 
 
