@@ -136,7 +136,7 @@ def relion_angles_deg(rotations: Floats) -> Floats:
     for first, second in ((0, 2), (1, 2), (2, 0), (2, 1)):
         # rounding noise here would make rot and psi arbitrary, each for itself
         matrices[flat, first, second] = 0.0
-    return matrix_to_euler(matrices)
+    return matrix_to_euler(matrices) + 0.0  # no negative zeros
 
 
 def centred_angst(voxels: Floats, size_voxel: Sequence[int], voxel_spacing_angst: float) -> Floats:
