@@ -34,9 +34,7 @@ def summary_lines(summary: ExtractionSummary) -> list[str]:
         f"  read {human_bytes(summary.bytes_read)} in {summary.n_requests} requests, "
         f"wrote {human_bytes(summary.bytes_written)}, peak memory {human_bytes(summary.peak_memory_bytes)}"
     )
-    if summary.assumptions:
-        told = ", ".join(f"{k} {v}" for k, v in summary.assumptions.items())
-        lines.append(f"  assumed, because the source does not say: {told}")
+    lines += [f"  assumed: {sentence}" for sentence in summary.assumptions.get("sentences", ())]
     lines += [
         f"  {summary.output_dir}/optimisation_set.star names everything; next, for example:",
         f"  relion_refine --o Class3D/run --ios {summary.output_dir}/optimisation_set.star ...",

@@ -27,6 +27,13 @@ input_options = stack_options(
 @params.volume_options
 @params.output_options
 @params.run_options
+@params.store_options
+@option(
+    "--s3-credentials",
+    is_flag=True,
+    group=params.RUN,
+    help="Sign requests to S3 with the credentials of the environment; without, requests are anonymous.",
+)
 @params.talk_options
 def command(**values: Any) -> None:
     """Extract particles of a RELION project on disk.
@@ -38,12 +45,16 @@ def command(**values: Any) -> None:
     from portal_extract.cli.work import extract_and_report
     from portal_extract.sources.relion import ProjectFiles, read_project
 
+    storage: dict[str, Any] = {"anon": not values["s3_credentials"]}
+    if values["s3_endpoint_url"]:
+        storage["endpoint_url"] = values["s3_endpoint_url"]
     files = ProjectFiles(
         particles=values["particles_starfile"],
         tomograms=values["tomograms_starfile"],
         trajectories=values["trajectories_starfile"],
         optimisation_set=values["optimisation_set"],
         tiltseries_relative_dir=values["tiltseries_relative_dir"],
+        storage=storage,
     )
     project = read_project(files)
     extract_and_report(project, options, run, values)

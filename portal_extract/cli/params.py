@@ -78,6 +78,10 @@ volume_options = stack_options(
     option("--writing/--no-writing", default=True, group=VOLUME, help="Write the volumes of each particle [--no_writing]."),
 )  # fmt: skip
 
+store_options = stack_options(
+    option("--s3-endpoint-url", envvar=["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"], group=RUN, help="S3 endpoint; also environment AWS_ENDPOINT_URL_S3.  [default: Amazon's, us-west-2]"),
+)  # fmt: skip
+
 output_options = stack_options(
     option("--output-dir", "-o", type=click.Path(file_okay=False), required=True, group=OUTPUT, help="Folder for the results [--o]."),
     option("--float16", is_flag=True, group=OUTPUT, help="Half-precision stacks, MRC mode 12 [--float16]."),
@@ -98,6 +102,36 @@ talk_options = stack_options(
     option("--json", "as_json", is_flag=True, group=TALK, help="Print the summary as JSON on standard output."),
     option("--debug", is_flag=True, group=TALK, help="Show tracebacks."),
 )  # fmt: skip
+
+
+class Listed(click.ParamType[str]):
+    """Values separated by commas; the option can be repeated too."""
+
+    name = "list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Leave the text; :func:`listed` cuts it, so that repeated options join."""
+        if isinstance(value, (list, tuple)):
+            return ",".join(map(str, value))
+        return str(value)
+
+
+def listed(texts: tuple[str, ...], kind: type = str) -> tuple[Any, ...]:
+    """Cut comma-separated texts into values, each once.
+
+    Names of objects can hold commas: a comma with a blank behind it does not separate names.
+
+    Raises
+    ------
+    UsageError
+        A value is not of the kind.
+    """
+    separator = r",(?!\s)" if kind is str else ","
+    values = [part.strip() for text in texts for part in re.split(separator, text) if part.strip()]
+    try:
+        return tuple(dict.fromkeys(kind(value) for value in values))
+    except ValueError as error:
+        raise UsageError(f"{','.join(values)}: ids are whole numbers, separated by commas") from error
 
 
 def extract_options(values: Mapping[str, Any]) -> ExtractOptions:

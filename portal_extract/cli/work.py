@@ -19,6 +19,7 @@ def extract_and_report(
     run: RunOptions,
     values: Mapping[str, Any],
     assumptions: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> ExtractionSummary | None:
     """Extract with progress and print the summary; or, with ``--dry-run``, print the plan."""
     if values["dry_run"]:
@@ -27,6 +28,8 @@ def extract_and_report(
         show_dry_run(project, options, run, as_json=values["as_json"])
         return None
     with show_progress(values["quiet"] or values["as_json"]) as observer:
-        summary = extract(project, options, values["output_dir"], run, observer, assumptions=assumptions)
+        summary = extract(
+            project, options, values["output_dir"], run, observer, assumptions=assumptions, extra=extra
+        )
     show_summary(summary, as_json=values["as_json"], quiet=values["quiet"])
     return summary

@@ -82,6 +82,7 @@ def extract(
     *,
     client: Client | None = None,
     assumptions: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> ExtractionSummary:
     """Extract the particles of a project; a folder that holds part of the same run is completed.
 
@@ -99,8 +100,8 @@ def extract(
         Told of progress.
     client
         Of a dask cluster; None for threads of this process.
-    assumptions
-        Values to be named in the report.
+    assumptions, extra
+        Values that the source does not have, and anything else to be put into the report.
 
     Returns
     -------
@@ -139,7 +140,9 @@ def extract(
         if options.mode == "volume3d" and options.volume.write_sum:
             write_sums(project, options, output_dir, results)
         summary = _summarise(project, options, output_dir, outcomes, results, started, assumptions or {})
-        write_report(output_dir, {"options": dataclasses.asdict(options), **summary.to_dict()})
+        write_report(
+            output_dir, {"options": dataclasses.asdict(options), **summary.to_dict(), **(extra or {})}
+        )
     return summary
 
 

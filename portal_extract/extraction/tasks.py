@@ -210,7 +210,8 @@ def _particles_in_memory(
         raise MemoryBudgetError(
             f"{project.tilt_series[series_index].name}: a volume of box {options.box_size} needs "
             f"{needed / 2**30:.2f} GiB with {workers} workers, --memory is "
-            f"{run.memory_bytes / 2**30:.2f} GiB; raise --memory, or use fewer --workers, a smaller --box-size or a larger --bin"
+            f"{run.memory_bytes / 2**30:.2f} GiB; raise --memory, "
+            "or use fewer --workers, a smaller --box-size or a larger --bin"
         )
     return share // particle
 
