@@ -31,18 +31,20 @@ def to_half(values: NDArray[np.float32]) -> NDArray[np.float16]:
     """
     flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
     out = np.empty(flat.shape, dtype=np.float16)
-    for start in range(0, len(flat), _BLOCK):
-        _convert(flat[start : start + _BLOCK], out[start : start + _BLOCK])
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        for start in range(0, len(flat), _BLOCK):
+            _convert(flat[start : start + _BLOCK], out[start : start + _BLOCK])
     return out.reshape(np.shape(values))
 
 
 def _convert(values: NDArray[np.float32], out: NDArray[np.float16]) -> None:
     # round to the 10 bits of a half, halves away from zero: what is left converts without rounding
-    rounded = ((values.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
-    size = np.abs(rounded)
-    np.copysign(np.minimum(size, HALF_MAX), rounded, out=rounded)
-    rounded[size < HALF_MIN_NORMAL] *= np.float32(0.0)
+    bits = values.view(np.uint32) + np.uint32(0x1000)
+    bits &= np.uint32(0xFFFFE000)
+    rounded = bits.view(np.float32)
+    np.clip(rounded, -HALF_MAX, HALF_MAX, out=rounded)
+    rounded *= np.abs(rounded) >= HALF_MIN_NORMAL  # zero keeps the sign
     out[...] = rounded
-    special = ~np.isfinite(values)
-    if special.any():
-        out[special] = values[special]
+    finite = np.isfinite(values)
+    if not finite.all():
+        out[~finite] = values[~finite]

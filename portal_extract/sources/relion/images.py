@@ -20,7 +20,6 @@ URI_LABEL = "tomoTiltSeriesURI"
 STACK_LABEL = "rlnTomoTiltSeriesName"
 IMAGE_LABEL = "rlnMicrographName"
 COUNT_LABEL = "rlnTomoFrameCount"
-_MRC_ENDINGS = (".mrc", ".mrcs", ".st", ".ali", ".map", ".rec", ".preali")
 _SECTION = re.compile(r"(\d+)@(.+)", re.DOTALL)
 _REMOTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
@@ -79,14 +78,11 @@ class FileImages:
 
     def shape(self, uri: str) -> tuple[int, int, int]:
         """Sections, rows and columns of an image file."""
-        if not _REMOTE.match(uri) and uri.lower().endswith(_MRC_ENDINGS):
-            return read_header(uri).shape
-        from portal_extract.images.layout import read_shape
+        from portal_extract.images.layout import is_mrc_uri, read_shape
 
-        shape = tuple(int(n) for n in read_shape(uri, self.storage))
-        if len(shape) != 3:
-            raise ImageFormatError(f"{uri} has {len(shape)} dimensions; a tilt series has 3 (tilt, y, x)")
-        return shape
+        if is_mrc_uri(uri) and not _REMOTE.match(uri):
+            return read_header(uri).shape
+        return read_shape(uri, self.storage)
 
 
 def _named_images(tomogram: TomogramTables) -> tuple[list[str], Ints]:
