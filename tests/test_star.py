@@ -237,6 +237,8 @@ def test_numbers_fit_and_keep_their_value(value):
 
 
 def test_vectors():
+    assert format_flags([]) == "[]"
+    assert format_flags(np.array([True, False, True])) == "[1,0,1]"
     assert format_vector([0.05, 40, -1 / 3, 1e-7, 1e6]) == "[0.05,40,-0.333333333333,1e-07,1000000]"
     np.testing.assert_array_equal(parse_vector("[ 1, -2.5 ,3e2]"), [1.0, -2.5, 300.0])
     assert len(parse_vector("[]")) == 0

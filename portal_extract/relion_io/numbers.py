@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -39,9 +39,10 @@ def format_vector(values: ArrayLike) -> str:
     return "[" + ",".join(f"{value:.12g}" for value in np.asarray(values, dtype=np.float64).tolist()) + "]"
 
 
-def format_flags(flags: Iterable[bool]) -> str:
+def format_flags(flags: ArrayLike) -> str:
     """Format flags as a vector of ones and zeros, such as ``rlnTomoVisibleFrames``."""
-    return "[" + ",".join("1" if flag else "0" for flag in flags) + "]"
+    digits = np.asarray(flags, dtype=bool).astype(np.uint8) + ord("0")
+    return "[" + ",".join(digits.tobytes().decode("ascii")) + "]"
 
 
 def parse_numbers(values: Sequence[str]) -> Floats:
