@@ -96,23 +96,12 @@ def radial_average(weight: Array) -> NDArray[np.float64]:
     -------
     ``(n//2+1,)`` mean of each shell, 0 where a shell is empty.
     """
-    n, shells = weight.shape[0], weight.shape[2]
+    from portal_extract.kernels.radial import shell_sums
+
+    shells = weight.shape[2]
     total, count = np.zeros(shells), np.zeros(shells)
-    for z in range(n):
-        radius, base = _shell(n, z)
-        share = radius - base
-        for index, part in ((base, 1.0 - share), (base + 1, share)):
-            inside = index < shells
-            total += np.bincount(index[inside], (part * weight[z])[inside], shells)
-            count += np.bincount(index[inside], part[inside], shells)
+    shell_sums(weight, total, count)
     return np.divide(total, count, out=np.zeros(shells), where=count > 0)
-
-
-def _shell(n: int, z: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Distance from the origin, and its integer part, for one plane of a half transform."""
-    k = signed_frequencies(n)
-    radius = np.sqrt(np.arange(n // 2 + 1.0)[None, :] ** 2 + (k**2)[:, None] + k[z] ** 2)
-    return radius, radius.astype(np.int64)
 
 
 def correct_ctf(transform: Array, weight: Array, snr: float) -> Array:
@@ -128,21 +117,12 @@ def correct_ctf(transform: Array, weight: Array, snr: float) -> Array:
         With a positive value a Wiener filter, ``weight + 1/snr``; otherwise weights below a thousandth of the
         mean of their shell are replaced by that, and everything from the shell ``n/2`` on is set to 0.
     """
-    real = weight.dtype.type
+    from portal_extract.kernels.radial import divide_above
+
     if snr > 0:
-        transform /= weight + real(1.0 / snr)
-        return transform
-    n, shells = weight.shape[0], weight.shape[2]
-    average = radial_average(weight)
-    for z in range(n):
-        radius, base = _shell(n, z)
-        share = radius - base
-        upper = np.minimum(base + 1, shells - 1)
-        lower = np.minimum(base, shells - 1)
-        smallest = HEURISTIC_FRACTION * (share * average[upper] + (1.0 - share) * average[lower])
-        divisor = np.maximum(weight[z], smallest).astype(weight.dtype)
-        transform[z] /= np.where(divisor > 0, divisor, real(1.0))
-        transform[z][base + 1 >= shells] = 0
+        transform /= weight + weight.dtype.type(1.0 / snr)
+    else:
+        divide_above(transform, weight, radial_average(weight), HEURISTIC_FRACTION)
     return transform
 
 
@@ -165,28 +145,10 @@ def taper_sphere(volume: Array, taper_px: float, centre: bool = True) -> Array:
     centre
         Subtract the mean inside, weighted by the mask.
     """
-    size = volume.shape[0]
-    middle = size / 2.0
-    square = (np.arange(size, dtype=np.float64) - middle) ** 2
-    mean = 0.0
-    if centre:
-        total = norm = 0.0
-        for z in range(size):
-            mask = _sphere_plane(square, z, middle, taper_px)
-            total += float(np.sum(mask * volume[z]))
-            norm += float(np.sum(mask))
-        mean = total / norm
-    for z in range(size):
-        volume[z] = _sphere_plane(square, z, middle, taper_px) * (volume[z] - mean)
+    from portal_extract.kernels.radial import soft_sphere_in_place
+
+    soft_sphere_in_place(volume, float(taper_px), centre)
     return volume
-
-
-def _sphere_plane(square: NDArray[np.float64], z: int, radius: float, taper_px: float) -> NDArray[np.float64]:
-    r = np.sqrt(square[None, :] + square[:, None] + square[z])
-    if taper_px > 0:
-        edge = 0.5 - 0.5 * np.cos(np.pi * (radius - r) / taper_px)
-        return np.where(r < radius - taper_px, 1.0, np.where(r < radius, edge, 0.0))
-    return np.where(r < radius, 1.0, 0.0)
 
 
 def expand_weights(weight: Array) -> NDArray[np.float32]:
