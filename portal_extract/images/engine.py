@@ -24,7 +24,7 @@ from portal_extract.images.layout import ArrayLayout
 from portal_extract.images.loader import UnitLoader, finish
 from portal_extract.images.options import ReadOptions
 from portal_extract.kernels.cut import cut_boxes
-from portal_extract.planning.plan import GroupPlan, wants_whole
+from portal_extract.planning.plan import GroupPlan
 
 T = TypeVar("T")
 
@@ -107,17 +107,12 @@ class TileEngine:
         Loads one unit.
     background
         The loop and the decoding threads.
-    reading
-        Strategy.
     """
 
-    def __init__(
-        self, plan: GroupPlan, loader: UnitLoader, background: Background, reading: ReadOptions
-    ) -> None:
+    def __init__(self, plan: GroupPlan, loader: UnitLoader, background: Background) -> None:
         self._plan = plan
         self._loader = loader
         self._background = background
-        self._reading = reading
         self._arena = np.empty((plan.n_slots, plan.grid.tile_items), np.float32)
         self._slot_of = np.full(plan.grid.n_tiles, -1, dtype=np.int64)
         self._uses = np.bincount(plan.order.batch_tiles.items, minlength=plan.grid.n_tiles)
@@ -194,7 +189,7 @@ class TileEngine:
             tiles = plan.order.units[unit]
             slots = np.array(await self._slots.take(len(tiles)), dtype=np.int64)
             self._slot_of[tiles] = slots
-            size = plan.unit_bytes(unit)
+            size = plan.held_bytes(unit)
             await window.enter(size)
             task = group.create_task(self._load(unit, tiles, slots))
             task.add_done_callback(partial(window.leave, size))
@@ -204,7 +199,7 @@ class TileEngine:
         chunk = int(plan.order.unit_chunks[unit])
         layout, position = plan.regions.locate(chunk)
         target = TileTarget(layout, self._arena, tiles - chunk * plan.grid.tiles_per_chunk, slots)
-        whole = wants_whole(plan, unit, self._reading)
+        whole = bool(plan.whole[unit])
         if self._loader.is_waiting:
             await self._loader.load(layout, position, target, whole=whole)
         else:

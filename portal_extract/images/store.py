@@ -31,7 +31,7 @@ class Body:
         Mark of this version of the object, if the store tells one.
     """
 
-    data: bytes
+    data: bytes | bytearray
     start: int = 0
     total: int | None = None
     etag: str | None = None

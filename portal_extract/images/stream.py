@@ -198,7 +198,7 @@ async def _at_once(work: Callable[..., Any], *arguments: Any) -> Any:
 
 def _engine_batches(session: Session, regions: Regions, reading: ReadOptions) -> Iterator[PatchBatch]:
     plan = plan_group(regions, session.block_bytes(regions), reading)
-    engine = TileEngine(plan, session.loader, session.background, reading)
+    engine = TileEngine(plan, session.loader, session.background)
     engine.start()
     try:
         for _ in range(len(plan.order.batches)):

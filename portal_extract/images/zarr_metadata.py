@@ -21,7 +21,7 @@ FILTERS = ("shuffle", "delta", "fixedscaleoffset", "crc32", "adler32", "fletcher
 Json = dict[str, Any]
 
 
-def parse_json(uri: str, data: bytes) -> Json:
+def parse_json(uri: str, data: bytes | bytearray) -> Json:
     """Parse a metadata document.
 
     Raises

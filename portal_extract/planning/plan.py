@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from portal_extract.errors import ImageFormatError, MemoryBudgetError
 from portal_extract.images.layout import ArrayLayout
 from portal_extract.images.options import MIB, ReadOptions
+from portal_extract.images.store import is_local
+from portal_extract.planning.cost import whole_units
 from portal_extract.planning.order import Order, order_regions
 from portal_extract.planning.regions import Regions, TileGrid
 
 MAX_TILES = 1 << 27
+WINDOW_BYTES = 192 * MIB
 COMFORT = 0.7
+SMALL_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class GroupPlan:
         Most stored bytes held at one time, in requests under way or waiting to be decoded.
     scratch_bytes
         Most bytes held for decoding.
+    whole
+        ``(U,)`` whether each unit of fetching is fetched as a whole chunk.
     """
 
     regions: Regions
@@ -43,6 +50,7 @@ class GroupPlan:
     n_slots: int
     window_bytes: int
     scratch_bytes: int
+    whole: NDArray[np.bool_] = field(repr=False)
 
     @property
     def tile_bytes(self) -> int:
@@ -54,13 +62,16 @@ class GroupPlan:
         """Predicted peak of the memory held by the reader."""
         return self.n_slots * self.tile_bytes + self.window_bytes + self.scratch_bytes
 
-    def unit_bytes(self, unit: int) -> int:
+    def held_bytes(self, unit: int) -> int:
         """Most stored bytes that a unit of fetching holds at one time."""
-        return unit_bytes(self.regions.layout, self.grid, int(self.order.units.lengths[unit]))
+        return _held_bytes(self.regions.layout, self.grid, int(self.order.units.lengths[unit]))
 
 
 def plan_group(regions: Regions, block_bytes: int | None, reading: ReadOptions) -> GroupPlan:
     """Plan the reading of one group of regions.
+
+    Of several orders of work the most convenient one is taken that leaves room for reading ahead: many
+    sections at a time and large batches; where memory is short, fewer sections and smaller batches.
 
     Parameters
     ----------
@@ -84,33 +95,62 @@ def plan_group(regions: Regions, block_bytes: int | None, reading: ReadOptions) 
     )
     if grid.n_tiles > MAX_TILES:
         raise ImageFormatError(f"{layout.uri}: chunks of {layout.chunk_shape} are too many to plan with")
-    whole = layout.codec.coding == "pipeline"
-    scratch = _scratch_bytes(layout, grid, reading)
-    fewest = 0
-    for depth in _depths(grid, regions, whole):
+    whole_chunks = layout.codec.coding == "pipeline"
+    best: _Room | None = None
+    for depth, batch_views in _trials(grid, regions, reading.batch_views):
         order = order_regions(
-            grid, regions.places, regions.size_px, reading.batch_views, depth, whole_chunks=whole
+            grid, regions.places, regions.size_px, batch_views, depth, whole_chunks=whole_chunks
         )
-        largest = unit_bytes(layout, grid, int(order.units.lengths.max()))
-        window = max(largest, min(reading.memory_bytes // 4, 256 * MIB))
-        room = (reading.memory_bytes - window - scratch) // (grid.tile_items * 4)
-        needed = order.peak_tiles * grid.tile_items * 4 + largest + scratch
-        fewest = needed if fewest == 0 else min(fewest, needed)
-        is_last = depth <= _tile_depth(grid) or whole
-        if order.peak_tiles <= COMFORT * room or (is_last and needed <= reading.memory_bytes):
-            if room < order.peak_tiles:
-                window = reading.memory_bytes - scratch - order.peak_tiles * grid.tile_items * 4
-                room = order.peak_tiles
-            ahead = order.peak_tiles + 2 * window // (grid.tile_items * 4)
-            n_slots = min(room, ahead, len(order.units.items))
-            return GroupPlan(regions, grid, order, max(n_slots, order.peak_tiles), window, scratch)
-    raise MemoryBudgetError(
-        f"{layout.uri}: reading needs {math.ceil(fewest / MIB)} MiB of memory where "
-        f"{reading.memory_bytes // MIB} MiB are allowed; allow more memory, or fewer boxes per batch"
-    )
+        room = _Room(grid, order, layout, reading)
+        if room.is_comfortable:
+            return room.plan(regions, room.window_bytes)
+        if best is None or room.fewest_bytes < best.fewest_bytes:
+            best = room
+    if best is None or best.fewest_bytes > reading.memory_bytes:
+        needed = math.ceil(best.fewest_bytes / MIB) if best else 0
+        raise MemoryBudgetError(
+            f"{layout.uri}: reading needs {needed} MiB of memory where {reading.memory_bytes // MIB} MiB "
+            "are allowed; allow more"
+        )
+    spare = reading.memory_bytes - best.fewest_bytes
+    return best.plan(regions, min(best.window_bytes, best.largest_bytes + spare))
 
 
-def unit_bytes(layout: ArrayLayout, grid: TileGrid, n_tiles: int) -> int:
+class _Room:
+    """How an order of work fits into the memory."""
+
+    def __init__(self, grid: TileGrid, order: Order, layout: ArrayLayout, reading: ReadOptions) -> None:
+        self._grid, self._order, self._reading = grid, order, reading
+        self._tile_bytes = grid.tile_items * 4
+        self._scratch_bytes = _scratch_bytes(layout, grid, reading)
+        self.largest_bytes = _held_bytes(layout, grid, int(order.units.lengths.max()))
+        wished = min(reading.memory_bytes // 4, WINDOW_BYTES)
+        if is_local(layout.uri):
+            wished = min(wished, 2 * reading.threads * self.largest_bytes)
+        self.window_bytes = max(self.largest_bytes, wished)
+        self.fewest_bytes = order.peak_tiles * self._tile_bytes + self.largest_bytes + self._scratch_bytes
+
+    @property
+    def is_comfortable(self) -> bool:
+        """Whether there is room to read ahead, and the first batch does not wait for too much."""
+        room = self._reading.memory_bytes - self.window_bytes - self._scratch_bytes
+        longest = int(self._order.batch_tiles.lengths.max()) * self._tile_bytes
+        is_small = len(self._order.batches) == 1 or longest <= max(room // 8, self._tile_bytes)
+        return is_small and self._order.peak_tiles * self._tile_bytes <= COMFORT * room
+
+    def plan(self, regions: Regions, window_bytes: int) -> GroupPlan:
+        """Share the memory out."""
+        order, memory_bytes = self._order, self._reading.memory_bytes
+        room = (memory_bytes - window_bytes - self._scratch_bytes) // self._tile_bytes
+        # what is under way must have its place, and some tiles may wait for their turn
+        item_bytes = regions.layout.dtype.itemsize
+        ahead = order.peak_tiles + 5 * window_bytes // (4 * item_bytes * self._grid.tile_items)
+        n_slots = max(order.peak_tiles, min(room, ahead, len(order.units.items)))
+        whole = whole_units(regions, self._grid, order, self._reading)
+        return GroupPlan(regions, self._grid, order, n_slots, window_bytes, self._scratch_bytes, whole)
+
+
+def _held_bytes(layout: ArrayLayout, grid: TileGrid, n_tiles: int) -> int:
     """Most stored bytes of a unit of some tiles: the pixels uncompressed, or the whole chunk."""
     if layout.codec.coding == "pipeline":
         return layout.chunk_items * layout.dtype.itemsize
@@ -130,48 +170,13 @@ def _tile_depth(grid: TileGrid) -> int:
     return max(1, grid.tile_items // (rows * columns))
 
 
-def _depths(grid: TileGrid, regions: Regions, whole: bool) -> list[int]:
-    """Numbers of sections to try to take together, most first."""
-    if whole or len(regions.places) == 0:
-        return [grid.chunk_shape[0]]
+def _trials(grid: TileGrid, regions: Regions, batch_views: int) -> list[tuple[int, int]]:
+    """Sections to take together and boxes per batch, the most convenient first."""
+    fewest = _tile_depth(grid)
     used = int(regions.places[:, 1].max()) + 1
     depths = [min(grid.chunk_shape[0], used)]
-    while depths[-1] > _tile_depth(grid):
-        depths.append(max(_tile_depth(grid), depths[-1] // 2))
-    return depths
-
-
-def wants_whole(plan: GroupPlan, unit: int, reading: ReadOptions) -> bool:
-    """Whether a Blosc chunk is cheaper to fetch whole than header first and then some blocks.
-
-    Parameters
-    ----------
-    plan
-        The plan.
-    unit
-        Which unit of fetching.
-    reading
-        Strategy and cost of a request.
-    """
-    grid, order = plan.grid, plan.order
-    if reading.strategy != "auto":
-        return reading.strategy == "chunks"
-    if plan.order.slab_sections < min(grid.chunk_shape[0], plan.regions.layout.shape[0]):
-        return grid.tiles_per_chunk == 1
-    layout, position = plan.regions.locate(int(order.unit_chunks[unit]))
-    inside = [min(c, n - i * c) for i, c, n in zip(position, grid.chunk_shape, layout.shape, strict=True)]
-    n_inside = _tiles_inside(grid, inside)
-    wasted = (n_inside - int(order.units.lengths[unit])) * 0.75 + (grid.tiles_per_chunk - n_inside) / 250
-    return wasted * grid.tile_items * layout.dtype.itemsize <= 2 * reading.request_cost_bytes
-
-
-def _tiles_inside(grid: TileGrid, inside: list[int]) -> int:
-    """Tiles of a chunk that hold pixels of the image, when its first sections, rows, columns do."""
-    _, rows, columns = grid.chunk_shape
-    z, y = np.meshgrid(np.arange(inside[0]), np.arange(inside[1]), indexing="ij")
-    start = ((z * rows + y) * columns).reshape(-1)
-    first, last = start // grid.tile_items, (start + inside[2] - 1) // grid.tile_items
-    marks = np.zeros(grid.tiles_per_chunk + 1, dtype=np.int64)
-    np.add.at(marks, first, 1)
-    np.add.at(marks, last + 1, -1)
-    return int(np.count_nonzero(np.cumsum(marks)[:-1] > 0))
+    while depths[-1] > fewest and regions.layout.codec.coding != "pipeline":
+        depths.append(max(fewest, depths[-1] // 2))
+    sizes = [size for size in (batch_views // 4, batch_views // 16) if size >= SMALL_BATCH]
+    trials = [(depth, size) for depth in depths for size in (batch_views, *sizes)]
+    return trials + [(depth, 1) for depth in (depths[0], depths[-1])]
