@@ -39,25 +39,27 @@ def symmetrise_slab(
     n_operators = rotations.shape[0]
     for z in range(z_start, z_stop):
         kz = np.float64(z if z < box // 2 else z - box)
-        for y in range(box):
-            ky = np.float64(y if y < box // 2 else y - box)
-            for x in range(half_width):
-                total, total_weight = data[z, y, x], weight[z, y, x]
-                for i in range(n_operators):
-                    r = rotations[i]
+        new_data[z], new_weight[z] = data[z], weight[z]
+        # one operator after the other over a whole plane: neighbours then read from the same place
+        for i in range(n_operators):
+            r, t = rotations[i], shifts_px[i]
+            shifted = t[0] != 0.0 or t[1] != 0.0 or t[2] != 0.0
+            for y in range(box):
+                ky = np.float64(y if y < box // 2 else y - box)
+                for x in range(half_width):
                     px = (r[0, 0] * x + r[0, 1] * ky) + r[0, 2] * kz
                     py = (r[1, 0] * x + r[1, 1] * ky) + r[1, 2] * kz
                     pz = (r[2, 0] * x + r[2, 1] * ky) + r[2, 2] * kz
-                    value, wgt = _trilinear(data, weight, px, py, pz)
-                    t = shifts_px[i]
-                    if t[0] != 0.0 or t[1] != 0.0 or t[2] != 0.0:
+                    real, imag, wgt = _trilinear(data, weight, px, py, pz)
+                    value = complex(real, imag)
+                    if shifted:
                         turns = x / (2.0 * (box // 2)) * t[0] + ky / box * t[1] + kz / box * t[2]
                         phase = 2.0 * np.pi * turns
                         value *= complex(np.cos(phase), np.sin(phase))
-                    total += value
-                    total_weight += wgt
-                new_data[z, y, x] = total / (n_operators + 1.0)
-                new_weight[z, y, x] = total_weight / (n_operators + 1.0)
+                    new_data[z, y, x] += value
+                    new_weight[z, y, x] += wgt
+        new_data[z] /= n_operators + 1.0
+        new_weight[z] /= n_operators + 1.0
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -81,15 +83,19 @@ def _trilinear(data, weight, px, py, pz):  # type: ignore[no-untyped-def]
     y1 = y0 + 1 if y0 + 1 < box else 0
     z1 = z0 + 1 if z0 + 1 < box else 0
     ex, ey, ez = 1.0 - fx, 1.0 - fy, 1.0 - fz
-    a = ey * (ex * data[z0, y0, x0] + fx * data[z0, y0, x1])
-    a += fy * (ex * data[z0, y1, x0] + fx * data[z0, y1, x1])
-    b = ey * (ex * data[z1, y0, x0] + fx * data[z1, y0, x1])
-    b += fy * (ex * data[z1, y1, x0] + fx * data[z1, y1, x1])
-    value = ez * a + fz * b
+    a = _bilinear(data[z0, y0, x0], data[z0, y0, x1], data[z0, y1, x0], data[z0, y1, x1], ex, fx, ey, fy)
+    b = _bilinear(data[z1, y0, x0], data[z1, y0, x1], data[z1, y1, x0], data[z1, y1, x1], ex, fx, ey, fy)
+    real, imag = ez * a[0] + fz * b[0], ez * a[1] + fz * b[1]
     c = ey * (ex * weight[z0, y0, x0] + fx * weight[z0, y0, x1])
     c += fy * (ex * weight[z0, y1, x0] + fx * weight[z0, y1, x1])
     d = ey * (ex * weight[z1, y0, x0] + fx * weight[z1, y0, x1])
     d += fy * (ex * weight[z1, y1, x0] + fx * weight[z1, y1, x1])
-    if mirrored:
-        value = value.conjugate()
-    return value, ez * c + fz * d
+    return real, -imag if mirrored else imag, ez * c + fz * d
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _bilinear(v00, v01, v10, v11, ex, fx, ey, fy):  # type: ignore[no-untyped-def]
+    """Real and imaginary part of a bilinear sample; real times complex would cost twice as much."""
+    real = ey * (ex * v00.real + fx * v01.real) + fy * (ex * v10.real + fx * v11.real)
+    imag = ey * (ex * v00.imag + fx * v01.imag) + fy * (ex * v10.imag + fx * v11.imag)
+    return real, imag
