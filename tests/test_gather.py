@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.spatial.transform import Rotation
 
-from portal_extract.kernels.gather import insert_slices
+from portal_extract.kernels.gather import insert_slices, trim_slices
 from portal_extract.reconstruction.accumulate import Accumulator, Slices, insert, insertion_matrices, planes
 
 
@@ -178,3 +178,19 @@ def test_insertion_matrix_is_the_transposed_inverse(seed, ratio):
 def test_planes_cover_everything_once(box, parts):
     covered = [z for start, stop in planes(box, parts) for z in range(start, stop)]
     assert covered == list(range(box))
+
+
+@pytest.mark.parametrize("recentre", [True, False])
+@pytest.mark.parametrize("constant", [True, False])
+def test_trimming_cuts_rows_and_moves_the_particle(recentre, constant):
+    rng = np.random.default_rng(6)
+    image = np.zeros((2, 8, 8), np.float32)
+    image[:, 4, 4] = 1.0
+    spectra = np.fft.rfft2(image).astype(np.complex64)
+    weights = np.ones((1, 1, 1) if constant else spectra.shape, np.float32)
+    ranges = rng.integers(0, 7, (2, 8))
+    kept = np.arange(5) < ranges[:, :, None]
+    expected = np.where(kept, 1.0 if recentre else spectra, 0)
+    trim_slices(spectra, weights, ranges, recentre)
+    assert_allclose(spectra, expected, atol=1e-6)
+    assert_array_equal(weights, 1.0 if constant else kept)

@@ -140,3 +140,35 @@ def _bilinear(image, image_weight, constant, constant_weight, px, py):  # type: 
     bottom = np.float32(ex * image_weight[y1, x0] + fx * image_weight[y1, x1])
     wgt = np.float32(ey * top) + np.float32(fy * bottom)
     return np.float64(real), np.float64(imag), np.float64(wgt)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def trim_slices(
+    spectra: NDArray[np.complex64], weights: NDArray[np.float32], ranges: NDArray[np.int64], recentre: bool
+) -> None:
+    """Prepare modulated half transforms for :func:`insert_slices`, in place.
+
+    Parameters
+    ----------
+    spectra
+        ``(V, b, b//2+1)``; set to 0 where the dose cuts off.
+    weights
+        ``(V, b, b//2+1)`` squared modulation, set to 0 likewise; or ``(1, 1, 1)`` for a constant, which stays.
+    ranges
+        ``(V, b)`` number of samples of each row that the dose leaves. Without CTF RELION 5.0.1 keeps all
+        samples: give ``b//2+1`` then.
+    recentre
+        Whether to move the particle from pixel ``b / 2``, where it is given, to pixel 0, where it is needed.
+    """
+    box, half_width = spectra.shape[1], spectra.shape[2]
+    per_sample = weights.shape[1] > 1
+    for view in range(spectra.shape[0]):
+        for y in range(box):
+            kept = min(ranges[view, y], half_width)
+            if recentre:
+                for x in range(1 - y % 2, kept, 2):
+                    spectra[view, y, x] = -spectra[view, y, x]
+            for x in range(kept, half_width):
+                spectra[view, y, x] = 0.0
+                if per_sample:
+                    weights[view, y, x] = 0.0
