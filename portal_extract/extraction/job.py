@@ -136,7 +136,8 @@ def extract(
         outcomes = [
             _outcome(project, options, index, bad) for index, p in enumerate(project.particles_of) if len(p)
         ]
-        _write_tables(project, options, output_dir, prefix, names, outcomes)
+        for sentence in _write_tables(project, options, output_dir, prefix, names, outcomes):
+            observer(Note(sentence, "warning"))
         if options.mode == "volume3d" and options.volume.write_sum:
             write_sums(project, options, output_dir, results)
         summary = _summarise(project, options, output_dir, outcomes, results, started, assumptions or {})
@@ -231,7 +232,8 @@ def _write_tables(
     prefix: str,
     names: Sequence[str],
     outcomes: Sequence[SeriesOutcome],
-) -> None:
+) -> tuple[str, ...]:
+    """Write the STAR files; give what the user should know of them."""
     kept = np.concatenate([outcome.kept for outcome in outcomes])
     if not len(kept):
         raise BadResultError(f"{output_dir}: every stack was constant or not finite; check the tilt images")
@@ -244,7 +246,7 @@ def _write_tables(
         else tuple(names[i].removesuffix(VOLUME_SUFFIX) + WEIGHT_SUFFIX for i in kept),
         coordinates_angst=np.concatenate([outcome.coordinates_angst for outcome in outcomes]),
     )
-    write_extraction_tables(output_dir, project, options, extracted, out_prefix=prefix)
+    return write_extraction_tables(output_dir, project, options, extracted, out_prefix=prefix)
 
 
 def _summarise(

@@ -9,7 +9,7 @@ import numpy as np
 
 from portal_extract.errors import PortalExtractError, ReadError, SourceError
 from portal_extract.model import Bools
-from portal_extract.relion_io.numbers import format_doubles
+from portal_extract.relion_io.numbers import format_measured
 from portal_extract.sources.portal.filters import PortalFilters
 from portal_extract.sources.portal.picks import (
     Picks,
@@ -117,7 +117,7 @@ def without_duplicates(picks: Sequence[AnnotatedPicks]) -> tuple[list[AnnotatedP
     for one in picks:
         places = [
             tuple(place)
-            for place in zip(*(format_doubles(one.coordinates_angst[:, i]) for i in range(3)), strict=True)
+            for place in zip(*(format_measured(one.coordinates_angst[:, i]) for i in range(3)), strict=True)
         ]
         before = seen.setdefault((one.series.name, one.annotation.object_name), set())
         new = np.array([place not in before for place in places], dtype=bool)

@@ -14,7 +14,7 @@ import numpy as np
 
 from portal_extract.model import Floats, Ints
 from portal_extract.relion_io.labels import ANGLE_LABELS, CENTRED_LABELS
-from portal_extract.relion_io.numbers import format_double, format_doubles
+from portal_extract.relion_io.numbers import format_double, format_measured
 from portal_extract.relion_io.star import string_table
 from portal_extract.relion_io.tables import ProjectTables
 from portal_extract.sources.portal.rows import AnnotationRow
@@ -145,7 +145,7 @@ def tilt_columns(series: PortalTiltSeries) -> Columns:
     }
     return {
         "rlnMicrographName": [f"{one.z_index + 1:06d}@{stack}" for one in images],
-        **{label: format_doubles(values) for label, values in numbers.items()},
+        **{label: format_measured(values) for label, values in numbers.items()},
         "tomoTiltSeriesURI": [row.s3_omezarr_dir or ""] * len(images),
     }
 
@@ -164,7 +164,7 @@ def _particle_columns(picks: Sequence[AnnotatedPicks], groups: Sequence[str]) ->
         (CENTRED_LABELS, np.concatenate([one.coordinates_angst for one in picks])),
         (ANGLE_LABELS, np.concatenate([one.angles_deg for one in picks])),
     ):
-        columns |= {label: format_doubles(values[:, i]) for i, label in enumerate(labels)}
+        columns |= {label: format_measured(values[:, i]) for i, label in enumerate(labels)}
     if any(one.tubes is not None for one in picks):
         columns |= _filament_columns(picks)
     columns[ANNOTATION_LABEL] = [str(one.annotation.id) for one in picks for _ in range(len(one))]
@@ -187,6 +187,6 @@ def _filament_columns(picks: Sequence[AnnotatedPicks]) -> Columns:
         before = highest.get(one.series.name, 0)
         _, ranks = np.unique(one.tubes, return_inverse=True)
         tubes += [str(before + int(rank) + 1) for rank in ranks]
-        lengths += format_doubles(one.track_lengths_angst)
+        lengths += format_measured(one.track_lengths_angst)
         highest[one.series.name] = before + int(ranks.max(initial=-1)) + 1
     return {TUBE_LABEL: tubes, TRACK_LABEL: lengths}
