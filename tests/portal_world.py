@@ -75,8 +75,8 @@ def serve(
     for row in tables["AnnotationFile"]:
         path = folder / BUCKET / row["s3Path"].removeprefix(f"s3://{BUCKET}/")
         path.parent.mkdir(parents=True, exist_ok=True)
-        shape = next(s for s in tables["AnnotationShape"] if s["id"] == row["annotationShapeId"])
-        matrix = np.eye(3) if shape["shapeType"] == "OrientedPoint" else None
+        kinds = {s["id"]: s["shapeType"] for s in tables["AnnotationShape"]}
+        matrix = np.eye(3) if kinds.get(row["annotationShapeId"]) == "OrientedPoint" else None
         content = (files or {}).get(row["id"], [pick(20, 30, 25, matrix), pick(60.5, 40, 20, matrix)])
         text = content if isinstance(content, str) else "\n".join(map(json.dumps, content))
         path.write_text(text)
