@@ -72,7 +72,7 @@ def without(tables: Tables, name: str, *sections: int) -> Tables:
     return tables
 
 
-# --- units and joins ---------------------------------------------------------------------------------------
+# --- units and joins ------------------------------------------------------------
 
 
 def test_projection_is_the_formula_of_the_portal(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_size_missing_on_the_portal_is_read_from_the_images(tmp_path: Path) -> N
     assert "z_index 3" in refused(tmp_path, tables).reason
 
 
-# --- what is missing -----------------------------------------------------------------------------------------
+# --- what is missing ------------------------------------------------------------
 
 
 def test_sections_that_share_a_ctf_row_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_aligned_stacks_are_taken_on_demand(tmp_path: Path) -> None:
     assert any("already aligned" in sentence for sentence in assumptions.sentences())
 
 
-# --- choices ---------------------------------------------------------------------------------------------------
+# --- choices ------------------------------------------------------------
 
 
 def test_tomograms_of_several_sizes_are_ambiguous(tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ def test_voxel_spacing_left_open_is_chosen_by_tomogram(tmp_path: Path) -> None:
     assert series.name.endswith("_spacing_5900")
 
 
-# --- picks -------------------------------------------------------------------------------------------------------
+# --- picks ------------------------------------------------------------
 
 
 def test_annotations_of_one_tomogram_are_numbered_through(tmp_path: Path) -> None:
@@ -504,7 +504,7 @@ def test_helpers_by_hand() -> None:
     assert in_plane_angle_deg(None) is None
 
 
-# --- settings ----------------------------------------------------------------------------------------------------
+# --- settings ------------------------------------------------------------
 
 
 def test_requests_that_make_no_sense_are_refused() -> None:
