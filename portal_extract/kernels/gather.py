@@ -153,7 +153,7 @@ def trim_slices(
     spectra
         ``(V, b, b//2+1)``; set to 0 where the dose cuts off.
     weights
-        ``(V, b, b//2+1)`` squared modulation, set to 0 likewise; or ``(1, 1, 1)`` for a constant, which stays.
+        ``(V, b, b//2+1)`` squared modulation, set to 0 likewise; or ``(1, 1, 1)``, a constant, which stays.
     ranges
         ``(V, b)`` number of samples of each row that the dose leaves. Without CTF RELION 5.0.1 keeps all
         samples: give ``b//2+1`` then.

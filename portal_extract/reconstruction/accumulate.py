@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -158,7 +157,8 @@ def memory_bytes(box: int, n_halves: int, symmetry: bool, crop_size: int | None 
     """
     half_voxels, voxels = box * box * (box // 2 + 1), box**3
     sums = 24 * half_voxels
-    merged = sums if n_halves > 1 else 0
-    # transform and map in double while one is made from the other, and a single-precision copy for writing
-    correction = 16 * half_voxels + 8 * voxels + 4 * voxels + (8 * crop_size**3 if crop_size else 0)
-    return math.ceil(n_halves * sums + max(sums if symmetry else 0, merged + correction))
+    others = (n_halves if symmetry else 0) + (1 if n_halves > 1 and not symmetry else 0)
+    # two transforms and a map in double, and single-precision copies: one with the caller, one kept, one made
+    correction = 2 * 16 * half_voxels + 8 * voxels + 3 * 4 * voxels
+    cropped = 8 * crop_size**3 if crop_size else 0
+    return (n_halves + others) * sums + correction + cropped

@@ -58,25 +58,36 @@ def finalised_maps(
     of half set 1 where there are half sets: RELION 5.0.1 writes that, although ``merged`` is divided by the
     sum.
     """
+    operators = None
     if options.has_symmetry:
-        rotations, shifts = symmetry_operators(
+        operators = symmetry_operators(
             options.symmetry,
             pixel_size_angst,
             options.helical_units,
             options.helical_rise_angst,
             options.helical_twist_deg,
         )
-        halves = [symmetrise(half, rotations, shifts, workers) for half in halves]
-    if len(halves) > 1:
-        for number, half in enumerate(halves, start=1):
-            yield from _corrected(f"half{number}", half, half.weight, options, workers)
-        merged = Accumulator(
-            sum((half.data for half in halves[1:]), start=halves[0].data),
-            sum((half.weight for half in halves[1:]), start=halves[0].weight),
-        )
-    else:
-        merged = halves[0]
-    yield from _corrected("merged", merged, halves[0].weight, options, workers)
+    merged: Accumulator | None = None
+    first_weight: Maps | None = None
+    for number, half in enumerate(halves, start=1):
+        if operators is not None:
+            half = symmetrise(half, *operators, workers)
+        if len(halves) > 1:
+            first_weight = expand_weights(half.weight) if first_weight is None else first_weight
+            yield f"weight_half{number}", expand_weights(half.weight)
+            yield from _corrected(f"half{number}", half, options, workers)
+        merged = half if merged is None else _add(merged, half, in_place=operators is not None)
+    if merged is not None:
+        yield "weight_merged", expand_weights(merged.weight) if first_weight is None else first_weight
+        yield from _corrected("merged", merged, options, workers)
+
+
+def _add(one: Accumulator, other: Accumulator, in_place: bool) -> Accumulator:
+    """Sum of two accumulators, in the first of them where it is ours to change."""
+    return Accumulator(
+        np.add(one.data, other.data, out=one.data if in_place else None),
+        np.add(one.weight, other.weight, out=one.weight if in_place else None),
+    )
 
 
 def symmetrise(
@@ -107,14 +118,15 @@ def symmetrise(
 
 
 def _corrected(
-    tag: str, half: Accumulator, shown_weight: NDArray[np.float64], options: ReconstructOptions, workers: int
+    tag: str, half: Accumulator, options: ReconstructOptions, workers: int
 ) -> Iterator[tuple[str, Maps]]:
-    yield f"weight_{tag}", expand_weights(shown_weight)
     volume = to_real_space(centre_phases(half.data), workers)
     correct_gridding(volume)
     yield f"data_{tag}", volume.astype(np.float32)
-    transform = correct_ctf(to_fourier_space(volume, workers), half.weight, options.snr)
-    volume = to_real_space(transform, workers)
+    transform = to_fourier_space(volume, workers)
+    del volume  # large maps: at most two transforms and one map at a time
+    volume = to_real_space(correct_ctf(transform, half.weight, options.snr), workers)
+    del transform
     if options.is_cropped:
         yield f"{tag}_full", volume.astype(np.float32)
         volume = crop_volume(volume, options.output_size)
