@@ -11,10 +11,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,50 +19,9 @@ from numpy.typing import NDArray
 from portal_extract.images.decoding import TileTarget
 from portal_extract.images.layout import ArrayLayout
 from portal_extract.images.loader import UnitLoader, finish
-from portal_extract.images.options import ReadOptions
+from portal_extract.images.session import Background
 from portal_extract.kernels.cut import cut_boxes
 from portal_extract.planning.plan import GroupPlan
-
-T = TypeVar("T")
-
-
-class Background:
-    """An event loop in a thread of its own, and the decoding threads; made where it is used."""
-
-    def __init__(self, reading: ReadOptions) -> None:
-        self.pool = ThreadPoolExecutor(reading.threads, thread_name_prefix="portal-extract-decode")
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="portal-extract-read", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
-        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-        self.loop.close()
-
-    def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start a coroutine in the loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the loop to its end."""
-        future = self.start(coroutine)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    async def decode(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Call a function in a decoding thread."""
-        return await self.loop.run_in_executor(self.pool, work, *arguments)
-
-    def close(self) -> None:
-        """Stop the loop and the threads."""
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        self.pool.shutdown(wait=True, cancel_futures=True)
 
 
 class Slots:

@@ -65,8 +65,20 @@ class Segment:
 
 @dataclass(frozen=True)
 class KnownFrame:
-    """What is known of a stored Blosc chunk: its table, and the version of the object."""
+    """What is known of a stored Blosc chunk.
 
+    Attributes
+    ----------
+    layout, position
+        The array, and the position of the chunk in it.
+    table
+        Where its blocks are.
+    etag
+        Version of the object.
+    """
+
+    layout: ArrayLayout
+    position: Position
     table: FrameTable
     etag: str | None
 
@@ -125,7 +137,7 @@ class UnitLoader:
                 elif layout.codec.coding == "raw":
                     await self._load_raw(segment, target)
                 elif layout.codec.coding == "blosc":
-                    await self._load_blosc(layout, segment, target, whole)
+                    await self._load_blosc(layout, position, segment, target, whole)
                 else:
                     body = await self.source.get(segment.uri, segment.start, segment.stop)
                     await self.decode(target.place_chunk, body.part(segment.start, segment.stop))
@@ -178,7 +190,7 @@ class UnitLoader:
         await self._all(load_run, coalesce(starts, stops, self.reading.gap_bytes))
 
     async def _load_blosc(
-        self, layout: ArrayLayout, segment: Segment, target: TileTarget, whole: bool
+        self, layout: ArrayLayout, position: Position, segment: Segment, target: TileTarget, whole: bool
     ) -> None:
         known = self.frames.get((segment.uri, segment.start))
         if known is None and whole:
@@ -187,7 +199,7 @@ class UnitLoader:
         if known is None:
             async with self._alone((segment.uri, segment.start)):
                 known = self.frames.get((segment.uri, segment.start))
-                known = known or await self.read_table(layout, segment)
+                known = known or await self.read_table(layout, position, segment)
         table = known.table
         ranked = np.argsort(table.starts[target.tiles], kind="stable")
         in_file = TileTarget(layout, target.arena, target.tiles[ranked], target.slots[ranked])
@@ -213,7 +225,7 @@ class UnitLoader:
         else:
             await self.decode(target.place_frame, data)
 
-    async def read_table(self, layout: ArrayLayout, segment: Segment) -> KnownFrame:
+    async def read_table(self, layout: ArrayLayout, position: Position, segment: Segment) -> KnownFrame:
         """Fetch the header and the table of a Blosc chunk, and remember them.
 
         Raises
@@ -234,7 +246,7 @@ class UnitLoader:
             stop = segment.start + header.table_bytes
             body = await self.source.get(segment.uri, segment.start, stop, body.etag)
             data = body.part(segment.start, stop)
-        known = KnownFrame(parse_table(data, header), body.etag)
+        known = KnownFrame(layout, position, parse_table(data, header), body.etag)
         self.frames[segment.uri, segment.start] = known
         return known
 

@@ -120,6 +120,26 @@ def flat_places(regions: Regions) -> NDArray[np.int64]:
     return places
 
 
+def mapped_bytes(regions: Regions) -> tuple[int, int]:
+    """Bytes of the rows that regions touch between them, and the number of runs of rows.
+
+    Parameters
+    ----------
+    regions
+        What is to be cut.
+    """
+    _, height, width = regions.layout.shape
+    top = np.clip(regions.places[:, 2], 0, height - 1)
+    bottom = np.clip(regions.places[:, 2] + regions.size_px[0] - 1, 0, height - 1) + 1
+    section = np.unique(regions.places[:, :2], axis=0, return_inverse=True)[1].reshape(-1)
+    marks = np.zeros(int(section.max()) * (height + 1) + height + 1, dtype=np.int64)
+    np.add.at(marks, section * (height + 1) + top, 1)
+    np.add.at(marks, section * (height + 1) + bottom, -1)
+    is_touched = np.cumsum(marks) > 0
+    n_runs = int(np.count_nonzero(np.diff(is_touched.astype(np.int8), prepend=0) == 1))
+    return int(np.count_nonzero(is_touched)) * width * 4, n_runs
+
+
 def _cut(
     stack: MappedStack,
     regions: Regions,

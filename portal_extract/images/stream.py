@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from portal_extract.images.boxes import Boxes, PatchBatch
-from portal_extract.images.engine import Background, TileEngine
-from portal_extract.images.fetcher import Fetcher
-from portal_extract.images.layout import ArrayLayout
-from portal_extract.images.loader import LocalSource, UnitLoader, finish
+from portal_extract.images.engine import TileEngine
 from portal_extract.images.mapped import can_be_mapped, mapped_batches
-from portal_extract.images.opening import open_layouts_with
 from portal_extract.images.options import ReadOptions
-from portal_extract.images.probing import block_bytes
-from portal_extract.images.store import is_local, open_store
+from portal_extract.images.session import Session, open_session
 from portal_extract.model import ImageStack
 from portal_extract.planning.plan import plan_group
 from portal_extract.planning.regions import Regions, group_regions
@@ -141,59 +135,15 @@ def stream_regions(
     reading, observer
         As there.
     """
-    reading.check()
-    background = Background(reading)
-    try:
-        session = Session(stack, reading, observer, background)
-        try:
-            used = [stack.uris[t] for t in np.unique(tilt).tolist()]
-            layouts = session.open([*used, *stack.uris[:1]])
-            for regions in group_regions(stack, layouts, tilt, origin_px, size_px):
-                if can_be_mapped(regions):
-                    yield from mapped_batches(regions, reading, observer)
-                else:
-                    yield from _engine_batches(session, regions, reading)
-        finally:
-            session.close()
-    finally:
-        background.close()
-
-
-class Session:
-    """The store of one stream, and what is known of it; lives in the background's loop."""
-
-    def __init__(
-        self, stack: ImageStack, reading: ReadOptions, observer: Observer, background: Background
-    ) -> None:
-        self.background = background
-        self._local = is_local(stack.uris[0])
-
-        async def connect() -> Fetcher:
-            return Fetcher(open_store(stack.uris[0], stack.storage, reading), reading, observer)
-
-        self._fetcher = background.run(connect())
-        if self._local:
-            self.loader = UnitLoader(LocalSource(observer), reading, _at_once, is_waiting=False)
-        else:
-            self.loader = UnitLoader(self._fetcher, reading, background.decode, is_waiting=True)
-
-    def open(self, uris: list[str]) -> dict[str, ArrayLayout]:
-        """Layouts of arrays."""
-        return self.background.run(open_layouts_with(self._fetcher, uris))
-
-    def block_bytes(self, regions: Regions) -> int | None:
-        """Size of a decoded Blosc block of some regions, looked up in a stored chunk."""
-        coroutine = block_bytes(self.loader, regions)
-        size: int | None = finish(coroutine) if self._local else self.background.run(coroutine)
-        return size
-
-    def close(self) -> None:
-        """Close the store."""
-        self.background.run(self._fetcher.store.close())
-
-
-async def _at_once(work: Callable[..., Any], *arguments: Any) -> Any:
-    return work(*arguments)
+    if len(tilt) == 0:
+        return
+    with open_session(stack, reading, observer) as session:
+        layouts = session.open(tilt)
+        for regions in group_regions(stack, layouts, tilt, origin_px, size_px):
+            if can_be_mapped(regions):
+                yield from mapped_batches(regions, reading, observer)
+            else:
+                yield from _engine_batches(session, regions, reading)
 
 
 def _engine_batches(session: Session, regions: Regions, reading: ReadOptions) -> Iterator[PatchBatch]:

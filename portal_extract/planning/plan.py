@@ -124,7 +124,10 @@ class _Room:
         self._tile_bytes = grid.tile_items * 4
         self._scratch_bytes = _scratch_bytes(layout, grid, reading)
         self.largest_bytes = _held_bytes(layout, grid, int(order.units.lengths.max()))
-        wished = min(reading.memory_bytes // 4, WINDOW_BYTES)
+        everything = _held_bytes(layout, grid, len(order.units.items)) * len(order.units)
+        if layout.codec.coding != "pipeline":
+            everything //= len(order.units)
+        wished = min(reading.memory_bytes // 4, WINDOW_BYTES, everything)
         if is_local(layout.uri):
             wished = min(wished, 2 * reading.threads * self.largest_bytes)
         self.window_bytes = max(self.largest_bytes, wished)

@@ -135,7 +135,7 @@ def group_regions(
         raise ValueError(f"tilt images {tilt.min()} to {tilt.max()} of a tilt series of {n_tilts}")
     check_stack(stack, layouts)
     alike: dict[ArrayLayout, list[str]] = {}
-    for uri in dict.fromkeys(stack.uris):
+    for uri in (uri for uri in dict.fromkeys(stack.uris) if uri in layouts):
         alike.setdefault(replace(layouts[uri], uri=""), []).append(uri)
     groups = []
     for common, uris in alike.items():
@@ -155,7 +155,7 @@ def group_regions(
 
 
 def check_stack(stack: ImageStack, layouts: dict[str, ArrayLayout]) -> None:
-    """Compare what a tilt series says of its files with what they hold.
+    """Compare what a tilt series says of its files with what those hold that have been looked at.
 
     Raises
     ------
@@ -164,6 +164,8 @@ def check_stack(stack: ImageStack, layouts: dict[str, ArrayLayout]) -> None:
     """
     width, height = stack.size_px
     for tilt, (uri, section) in enumerate(zip(stack.uris, stack.sections.tolist(), strict=True)):
+        if uri not in layouts:
+            continue
         n_sections, rows, columns = layouts[uri].shape
         if (rows, columns) != (height, width):
             raise ImageFormatError(
