@@ -1,0 +1,181 @@
+"""The command line on the reference portal: every case, refusal and resolution, over real protocols."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from relion_cases import HERE, SHARED, tool
+
+from portal_extract.cli import cli, main
+from portal_extract.demo.portal import EmbeddedPortal, load_portal_folder
+
+SMALL, FULL = HERE / "data" / "portal", SHARED / "portal"
+CASES = json.loads((SMALL / "cases.json").read_text())
+#: the pixels of one run are in the repository
+SMALL_CASE = "second_alignment"
+
+#: names of cases.json that are not ours with dashes for underscores
+OURS = {"inexact": "--inexact-match"}
+
+#: words that the sentence of a refusal must have
+REFUSAL_WORDS = {
+    "no_ctf_rows": ("run 17843", "CTF", "null"),
+    "no_alignment_id": ("run 17844", "no alignment id", "17458", "17459", "--alignment-ids"),
+    "unknown_run": ("no run 99999",),
+    "unknown_name": ("'ribosome'", "'cytosolic ribosome'", "'ferritin complex'", "--inexact-match"),
+    "only_identified": ("'proteasome complex'", "no picks"),
+    "no_points": ("'membrane'", "segmentation mask", "no points"),
+}
+
+needs_full = pytest.mark.skipif(not FULL.is_dir(), reason="the reference portal is not beside the checkout")
+
+
+def named(cases: list[dict[str, Any]]) -> list[Any]:
+    return [pytest.param(case, id=case.get("name") or case["remark"].replace(" ", "_")) for case in cases]
+
+
+def our_options(values: dict[str, Any]) -> list[str]:
+    """Translate a request or parameters of cases.json."""
+    arguments = []
+    for name, value in values.items():
+        option = OURS.get(name, "--" + name.replace("_", "-"))
+        assert value is not False
+        arguments.append(option)
+        if value is not True:
+            arguments.append(",".join(map(str, value)) if isinstance(value, list) else str(value))
+    return arguments
+
+
+@pytest.fixture(scope="module")
+def small_portal() -> Iterator[EmbeddedPortal]:
+    with load_portal_folder(SMALL) as portal:
+        yield portal
+
+
+@pytest.fixture(scope="module")
+def full_portal() -> Iterator[EmbeddedPortal]:
+    with load_portal_folder(FULL) as portal:
+        yield portal
+
+
+def addresses(portal: EmbeddedPortal) -> list[str]:
+    return ["--portal-url", portal.portal_url, "--s3-endpoint-url", portal.s3_endpoint_url]
+
+
+def case_named(name: str) -> dict[str, Any]:
+    return next(case for case in CASES["cases"] if case["name"] == name)
+
+
+def extract(portal: EmbeddedPortal, case: dict[str, Any], out: Path) -> None:
+    arguments = ["data-portal", *our_options(case["request"]), *our_options(case["parameters"])]
+    arguments += [*addresses(portal), "--output-dir", str(out), "--quiet"]
+    cli.main(args=arguments, standalone_mode=False)
+
+
+def check_case(portal: EmbeddedPortal, fixture: Path, case: dict[str, Any], out: Path) -> None:
+    extract(portal, case, out)
+    tool("compare_relion")  # the next one imports it by name
+    errors, (count, _, _) = tool("compare_portal").compare(
+        out, fixture / case["expected"], case, max_tol=1e-4, rms_tol=1e-5, coordinate_tol=0.01
+    )
+    assert errors == []
+    assert count == case["particles_extracted"]
+    assert len(list((out / "Subtomograms").rglob("*.mrcs"))) == count
+
+
+def check_same_from_files(
+    portal: EmbeddedPortal, case: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``resolve``, then ``local`` on its files: what ``data-portal`` writes, byte for byte."""
+    for name in ("at_once", "in_two_steps"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "at_once")
+    extract(portal, case, Path("out"))
+    monkeypatch.chdir(tmp_path / "in_two_steps")
+    request = [*our_options(case["request"]), *addresses(portal)]
+    cli.main(args=["resolve", *request, "--output-dir", "found", "--quiet"], standalone_mode=False)
+    arguments = [
+        "local",
+        "--optimisation-set",
+        "found/optimisation_set.star",
+        *our_options(case["parameters"]),
+    ]
+    arguments += ["--s3-endpoint-url", portal.s3_endpoint_url, "--output-dir", "out", "--quiet"]
+    cli.main(args=arguments, standalone_mode=False)
+    one, other = (files_of(tmp_path / name / "out") for name in ("at_once", "in_two_steps"))
+    assert len(one) == case["particles_extracted"] + 1
+    assert one == other
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    """The stacks and the particle table."""
+    paths = [out / "particles.star", *sorted((out / "Subtomograms").rglob("*_stack2d.mrcs"))]
+    return {str(path.relative_to(out)): path.read_bytes() for path in paths}
+
+
+# ---------------------------------------------------------------------------------- in every clone
+
+
+def test_every_refusal_is_expected():
+    assert {case["name"] for case in CASES["refusals"]} == set(REFUSAL_WORDS)
+
+
+def test_small_case(small_portal, tmp_path):
+    check_case(small_portal, SMALL, case_named(SMALL_CASE), tmp_path / "out")
+
+
+def test_two_steps_give_the_same_bytes(small_portal, tmp_path, monkeypatch):
+    check_same_from_files(small_portal, case_named(SMALL_CASE), tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("case", named(CASES["refusals"]))
+def test_refusal(case, small_portal, tmp_path, capfd):
+    arguments = ["data-portal", *our_options(case["request"]), *our_options(case["parameters"])]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, *addresses(small_portal), "--output-dir", str(tmp_path / "out"), "--quiet"])
+    said = capfd.readouterr()
+    assert ended.value.code == 2
+    assert said.out == ""
+    lines = said.err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("portal-extract: ")
+    for word in REFUSAL_WORDS[case["name"]]:
+        assert word in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("case", named(CASES["resolutions"]))
+def test_resolution(case, small_portal, capfd):
+    arguments = ["resolve", *our_options(case["request"]), *addresses(small_portal), "--json"]
+    cli.main(args=arguments, standalone_mode=False)
+    found = json.loads(capfd.readouterr().out)["eligibility"]
+    assert sorted({row["file_id"] for row in found["rows"]}) == case["files"]
+    assert found["ineligible_run_ids"] == case.get("ineligible_runs", [])
+
+
+# ---------------------------------------------------------------------------------- with the full data
+
+
+@needs_full
+@pytest.mark.shared
+@pytest.mark.parametrize("case", named(CASES["cases"]))
+def test_every_case(case, full_portal, tmp_path):
+    check_case(full_portal, FULL, case, tmp_path / "out")
+
+
+@needs_full
+@pytest.mark.shared
+def test_the_small_portal_is_a_part_of_the_full_one():
+    for name in ("cases.json", "tables.json"):
+        assert json.loads((SMALL / name).read_text()) == json.loads((FULL / name).read_text())
+
+
+@needs_full
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["default", "no_ctf"])
+def test_two_steps_give_the_same_bytes_everywhere(name, full_portal, tmp_path, monkeypatch):
+    check_same_from_files(full_portal, case_named(name), tmp_path, monkeypatch)
