@@ -244,7 +244,7 @@ def test_a_run_without_ctf_reads_as_on_the_portal(dataset):
         assert row["majorDefocus"] is None
         assert row["phaseShift"] == 0.0
     for row in of(dataset.tables, "PerSectionParameters", runId=dataset.run_id("TS_03")):
-        assert 1.2 < row["phaseShift"] < 1.6
+        assert 0.6 < row["phaseShift"] < 0.7
 
 
 def test_imod_files_lead_back_to_the_rows(dataset):

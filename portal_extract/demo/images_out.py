@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -28,7 +27,9 @@ BLOSC_MEMCPYED = 0x2
 MRC_LABEL = "Validated by cryoET data portal."
 
 
-def write_ome_zarr(path: Path, images: Images, chunks: Chunks, pixel_size_angst: float) -> int:
+def write_ome_zarr(
+    path: Path, images: Images, chunks: Chunks, pixel_size_angst: float, levels: int = LEVELS
+) -> int:
     """Write a tilt series with its pyramid.
 
     Parameters
@@ -41,6 +42,8 @@ def write_ome_zarr(path: Path, images: Images, chunks: Chunks, pixel_size_angst:
         Chunk shape of every level.
     pixel_size_angst
         Pixel spacing of level 0.
+    levels
+        Levels of the pyramid; the portal has three.
 
     Returns
     -------
@@ -48,12 +51,12 @@ def write_ome_zarr(path: Path, images: Images, chunks: Chunks, pixel_size_angst:
         Bytes of all files.
     """
     scale = round(pixel_size_angst, 3)
-    scales = [(scale, scale * 2**level, scale * 2**level) for level in range(LEVELS)]
+    scales = [(scale, scale * 2**level, scale * 2**level) for level in range(levels)]
     n_bytes = write_group(path, scales)
-    for level in range(LEVELS):
+    for level in range(levels):
         n_bytes += write_array_metadata(path / str(level), images.shape, chunks)
         n_bytes += _write_chunks(path / str(level), images, chunks)
-        if level + 1 < LEVELS:
+        if level + 1 < levels:
             images = halve(images)
     return n_bytes
 
@@ -175,7 +178,6 @@ def scatter_blocks(frame: bytes, rng: np.random.Generator) -> bytes:
 
 def _write_chunks(path: Path, images: Images, chunks: Chunks) -> int:
     counts = [-(-size // chunk) for size, chunk in zip(images.shape, chunks, strict=True)]
-    # beyond a series that is thinner than a chunk the file holds zeros
     indices = list(product(*(range(count) for count in counts)))
     for z, y in {index[:2] for index in indices}:
         (path / str(z) / str(y)).mkdir(parents=True)
@@ -199,8 +201,3 @@ def _write_json(path: Path, content: Any) -> int:
     text = json.dumps(content, indent=4, sort_keys=True)
     path.write_text(text)
     return len(text)
-
-
-def iter_files(folder: Path) -> Iterator[Path]:
-    """All files below a folder, sorted."""
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())

@@ -140,7 +140,7 @@ DEFAULT_RUNS = (
             SpeciesPlan(FERRITIN, 36, ("Point",), ground_truth=None),
         ),
         pretilt_deg=-5.2,
-        phase_shift_deg=75.0,
+        phase_shift_deg=35.0,
         defocus_angst=16000.0,
         dark_sections=(6,),
         rejected=(3,),
@@ -181,7 +181,7 @@ class DemoOptions:
     runs: tuple[RunPlan, ...] = DEFAULT_RUNS
     seed: int = 20260
     exposure_e_per_a2: float = 3.0
-    contrast_per_angst: float = 3.5e-3
+    contrast_per_angst: float = 6e-3
     noise: bool = True
 
     @classmethod

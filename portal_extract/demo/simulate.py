@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,16 +11,16 @@ from typing import Any
 from portal_extract.demo.documents import dataset_documents, run_documents
 from portal_extract.demo.images_out import write_array_metadata, write_group, write_mrc, write_ome_zarr
 from portal_extract.demo.imaging import tilt_images
+from portal_extract.demo.once import make_once
 from portal_extract.demo.plan import OLD_CHUNKS, DemoOptions
 from portal_extract.demo.portal import BUCKET, EmbeddedPortal, load_portal_folder
 from portal_extract.demo.records import RunRecord
 from portal_extract.demo.rows import FileSizes, api_tables
 from portal_extract.demo.scene import Particles, Scene, make_scene
-from portal_extract.errors import NotFoundError, OutputError
+from portal_extract.errors import NotFoundError
 from portal_extract.running.events import Note, Observer, ignore
 
 FORMAT_VERSION = 1
-STATEMENT = "demo.json"
 
 
 @dataclass(frozen=True)
@@ -125,21 +123,9 @@ def simulate_portal(
     OutputError
         The folder holds something else.
     """
-    options = options or DemoOptions()
-    dataset = DemoDataset(folder, options)
-    statement = _statement(options)
-    if folder.exists() and not _is_ours(folder):
-        raise OutputError(f"{folder}: holds something other than a simulated data set; choose another folder")
-    if _read_statement(folder) == statement:
-        return dataset
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        made = Path(scratch) / "made"
-        _write(made, dataset, observer)
-        (made / STATEMENT).write_text(json.dumps(statement, indent=2) + "\n")
-        if folder.exists():
-            os.replace(folder, Path(scratch) / "old")
-        os.replace(made, folder)
+    dataset = DemoDataset(folder, options or DemoOptions())
+    contents = {"format": FORMAT_VERSION, "options": asdict(dataset.options)}
+    make_once(folder, contents, lambda made: _write(made, dataset, observer))
     return dataset
 
 
@@ -182,23 +168,3 @@ def _write_run(bucket: Path, record: RunRecord, options: DemoOptions, index: int
 def _write_text(path: Path, text: str) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.write_bytes(text.encode())
-
-
-def _statement(options: DemoOptions) -> dict[str, Any]:
-    statement: dict[str, Any] = json.loads(
-        json.dumps({"simulated_portal": FORMAT_VERSION, "options": asdict(options)})
-    )
-    return statement
-
-
-def _read_statement(folder: Path) -> Any:
-    try:
-        return json.loads((folder / STATEMENT).read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _is_ours(folder: Path) -> bool:
-    statement = _read_statement(folder)
-    empty = folder.is_dir() and not any(folder.iterdir())
-    return empty or (isinstance(statement, dict) and "simulated_portal" in statement)
