@@ -279,3 +279,9 @@ def test_an_ineligible_request_carries_its_report(portal: EmbeddedPortal) -> Non
         resolve(portal, run_ids=[17843, 17844], annotation_ids=[41205, 41207])
     assert [row.status for row in caught.value.report.rows] == ["ineligible", "ambiguous"]
     assert "2 reasons" in str(caught.value)
+
+
+def test_a_name_that_matches_nothing_beside_others_is_a_warning(portal: EmbeddedPortal) -> None:
+    report = resolve(portal, run_ids=[17841], annotation_names=["cytosolic ribosome", "ribosom"]).report
+    assert report.n_picks == 9
+    assert report.warnings == ("no annotation that meets the request is named 'ribosom': check the spelling",)

@@ -17,15 +17,12 @@ from typing import Any, TypeVar
 
 import cryoet_data_portal as cdp
 import requests
-from cryoet_data_portal._constants import USER_AGENT
-from gql import Client as GqlClient
 from gql.transport.exceptions import (
     TransportConnectionFailed,
     TransportProtocolError,
     TransportQueryError,
     TransportServerError,
 )
-from gql.transport.requests import RequestsHTTPTransport
 from graphql import GraphQLError, GraphQLInputObjectType
 
 from portal_extract.errors import PortalError
@@ -56,13 +53,10 @@ class _Client(cdp.Client):  # type: ignore[misc]
         self._timeout_s = timeout_s
 
     def get_client(self) -> Any:
-        transport = RequestsHTTPTransport(
-            url=self.url,
-            retries=0,
-            timeout=self._timeout_s,  # type: ignore[arg-type]
-            headers={"User-agent": USER_AGENT},
-        )
-        return GqlClient(transport=transport, schema=self.schema)
+        client = super().get_client()
+        client.transport.retries = 0
+        client.transport.default_timeout = self._timeout_s
+        return client
 
 
 class MaskedError(PortalError):
@@ -182,7 +176,7 @@ class PortalApi:
     def _find_once(
         self, model: str, row_type: type[RowType], part: Mapping[tuple[str, str], Any]
     ) -> list[RowType]:
-        cls = getattr(cdp, model, None) or getattr(_models(), model)
+        cls = _model_class(model)
         filters = [self._expression(cls, field, operator, value) for (field, operator), value in part.items()]
         if any(operator == "_in" and not value for (_, operator), value in part.items()):
             return []
@@ -239,11 +233,11 @@ _TRANSIENT = (
 )
 
 
-def _models() -> Any:
-    """Import the classes that the client does not export."""
-    from cryoet_data_portal import _models
-
-    return _models
+def _model_class(name: str) -> Any:
+    """Find a class of the client; identified objects are reached through runs, as it does not export them."""
+    return (
+        cdp.Run.identified_objects.get_related_class() if name == "IdentifiedObject" else getattr(cdp, name)
+    )
 
 
 def _batches(conditions: Sequence[Condition]) -> list[dict[tuple[str, str], Any]]:

@@ -24,7 +24,7 @@ from portal_extract.sources.portal.particles import (
     without_duplicates,
 )
 from portal_extract.sources.portal.query import Catalogue, fetch_catalogue
-from portal_extract.sources.portal.refusals import raise_if_nothing, unmatched_runs
+from portal_extract.sources.portal.refusals import raise_if_nothing, unmatched_names, unmatched_runs
 from portal_extract.sources.portal.sections import PortalTiltSeries, join_tilt_series
 from portal_extract.sources.portal.select import Place, Selection, select_files
 from portal_extract.sources.portal.settings import (
@@ -138,7 +138,7 @@ def resolve_portal(
         rows=tuple(_report_row(one, joined.get(_key(one)), files, usable, dropped) for one in selections),
         unmatched_runs=unmatched_runs(catalogue, filters),
         assumptions=assumptions.sentences(),
-        warnings=same_object_warnings(selections, usable),
+        warnings=unmatched_names(catalogue, filters) + same_object_warnings(selections, usable),
     )
     for warning in report.warnings:
         observer(Note(warning, "warning"))

@@ -82,7 +82,8 @@ class Catalogue:
 
     def alignments_of(self, run_id: int) -> list[AlignmentRow]:
         """Known alignments of a run, by id."""
-        return [row for row in self.alignments.values() if row.run_id == run_id]
+        found = (row for row in self.alignments.values() if row.run_id == run_id)
+        return sorted(found, key=lambda row: row.id)
 
 
 def fetch_catalogue(api: PortalApi, filters: PortalFilters) -> Catalogue:
@@ -177,28 +178,29 @@ def _find_unmatched(api: PortalApi, runs: Sequence[RunRow]) -> tuple[Unmatched, 
     )
 
 
-def _loose_runs(found: Catalogue) -> set[int]:
-    """Find the runs with picks that name no alignment: all their alignments are candidates."""
+def _runs_with_picks(found: Catalogue, *, loose: bool = False) -> set[int]:
+    """Find the runs with files of picks; or only those with picks that name no alignment."""
     run_of_shape = {
         shape.id: found.annotations[annotation].run_id
         for annotation, shapes in found.shapes.items()
         for shape in shapes
     }
-    loose = {
+    runs = {
         run_of_shape[shape]
         for shape, rows in found.files.items()
-        if any(row.alignment_id is None for row in rows)
+        if not loose or any(row.alignment_id is None for row in rows)
     }
-    return {run for run in loose if run is not None}
+    return {run for run in runs if run is not None}
 
 
 def _complete(api: PortalApi, found: Catalogue) -> Catalogue:
     """Add alignments, tilt series, sections, frames and tomograms of the files found."""
     named = {row.alignment_id for rows in found.files.values() for row in rows}
     alignments = by_id(api.find_by("Alignment", AlignmentRow, "id", (i for i in named if i is not None)))
-    for row in api.find_by("Alignment", AlignmentRow, "run_id", _loose_runs(found)):
+    for row in api.find_by("Alignment", AlignmentRow, "run_id", _runs_with_picks(found, loose=True)):
+        # all alignments of such a run are candidates
         alignments.setdefault(row.id, row)
-    runs = {row.run_id for row in alignments.values() if row.run_id is not None}
+    runs = _runs_with_picks(found) if alignments else set()
     series = {row.tiltseries_id for row in alignments.values() if row.tiltseries_id is not None}
     aligned = partial(
         api.find_isolating, "PerSectionAlignmentParameters", AlignedSectionRow, "alignment_id", alignments

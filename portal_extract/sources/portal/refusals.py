@@ -23,6 +23,24 @@ def unmatched_runs(catalogue: Catalogue, filters: PortalFilters) -> tuple[Unmatc
     return tuple(UnmatchedRun(one.run.id, one.run.name, _reason(one, filters)) for one in catalogue.unmatched)
 
 
+def unmatched_names(catalogue: Catalogue, filters: PortalFilters) -> tuple[str, ...]:
+    """Warn of names asked for that no annotation found has, while others were found.
+
+    Parameters
+    ----------
+    catalogue
+        What the portal has.
+    filters
+        The request.
+    """
+    found = {row.object_name for row in catalogue.annotations.values()}
+    return tuple(
+        f"no annotation that meets the request is named {name!r}: check the spelling"
+        for name in filters.annotation_names
+        if not any(filters.matches_name(other, (name,)) for other in found)
+    )
+
+
 def only_identified(one: Unmatched, filters: PortalFilters) -> list[str]:
     """Names that the request asks for and that are known to be in a run, but have no picks there."""
     if not filters.annotation_names and not filters.object_ids:
