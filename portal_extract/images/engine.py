@@ -23,6 +23,8 @@ from portal_extract.images.session import Background
 from portal_extract.kernels.cut import cut_boxes
 from portal_extract.planning.plan import GroupPlan
 
+STARVING_S = 1.0
+
 
 class Slots:
     """Free rows of the arena; taken in the loop, given back by any thread."""
@@ -32,6 +34,7 @@ class Slots:
         self._lock = threading.Lock()
         self._loop = loop
         self._changed = asyncio.Event()
+        self.are_awaited = False
 
     async def take(self, n: int) -> list[int]:
         """Wait until so many are free, and take them; one task only may wait."""
@@ -40,8 +43,10 @@ class Slots:
                 if len(self._free) >= n:
                     taken = self._free[len(self._free) - n :]
                     del self._free[len(self._free) - n :]
+                    self.are_awaited = False
                     return taken
                 self._changed.clear()
+                self.are_awaited = True
             await self._changed.wait()
 
     def give(self, slots: list[int]) -> None:
@@ -74,6 +79,9 @@ class TileEngine:
         self._uses = np.bincount(plan.order.batch_tiles.items, minlength=plan.grid.n_tiles)
         self._waiting_for = np.bincount(plan.order.unit_batches.items, minlength=len(plan.order.batches))
         self._lock = threading.Lock()
+        self._claiming = threading.Lock()
+        self._uncut: dict[int, None] = {}
+        self._cut_early_as: dict[int, NDArray[np.float32]] = {}
         self._slots = Slots(plan.n_slots, background.loop)
         self._task: asyncio.Task[None] | None = None
         self._ready: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
@@ -104,13 +112,45 @@ class TileEngine:
         ReadError
             Fetching or decoding has failed.
         """
-        item = self._ready.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
+        while True:
+            try:
+                item = self._ready.get(timeout=STARVING_S)
+            except queue.Empty:
+                if self._slots.are_awaited:
+                    self._cut_early()
+                continue
+            if isinstance(item, BaseException):
+                raise item
+            self._uncut[item] = None
+            return item
+
+    def _cut_early(self) -> None:
+        """Cut the batch that has been handed out first, because its consumer seems to collect batches.
+
+        Without this, a consumer that cuts only when it has all batches would wait for ever.
+        """
+        with self._claiming:
+            batch = next(iter(self._uncut), None)
+            if batch is not None:
+                self._cut_early_as[batch] = self._cut_now(batch, None)
+                del self._uncut[batch]
 
     def cut(self, batch: int, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        """Cut the boxes of a batch, in any thread, and give its tiles free."""
+        """Cut the boxes of a batch, in any thread, and give its tiles free; once."""
+        with self._claiming:
+            early = self._cut_early_as.pop(batch, None)
+            if early is None:
+                if batch not in self._uncut:
+                    raise RuntimeError("a batch can be cut only once")
+                del self._uncut[batch]
+        if early is None:
+            return self._cut_now(batch, out)
+        if out is None:
+            return early
+        out[:] = early
+        return out
+
+    def _cut_now(self, batch: int, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
         plan = self._plan
         views = plan.order.batches[batch]
         shape = (len(views), *plan.regions.size_px)
@@ -145,7 +185,7 @@ class TileEngine:
             tiles = plan.order.units[unit]
             slots = np.array(await self._slots.take(len(tiles)), dtype=np.int64)
             self._slot_of[tiles] = slots
-            size = plan.held_bytes(unit)
+            size = int(plan.held_bytes[unit])
             await window.enter(size)
             task = group.create_task(self._load(unit, tiles, slots))
             task.add_done_callback(partial(window.leave, size))

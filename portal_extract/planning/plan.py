@@ -40,6 +40,8 @@ class GroupPlan:
         Most stored bytes held at one time, in requests under way or waiting to be decoded.
     scratch_bytes
         Most bytes held for decoding.
+    held_bytes
+        ``(U,)`` most stored bytes that each unit of fetching holds at one time.
     whole
         ``(U,)`` whether each unit of fetching is fetched as a whole chunk.
     """
@@ -50,6 +52,7 @@ class GroupPlan:
     n_slots: int
     window_bytes: int
     scratch_bytes: int
+    held_bytes: NDArray[np.int64] = field(repr=False)
     whole: NDArray[np.bool_] = field(repr=False)
 
     @property
@@ -61,10 +64,6 @@ class GroupPlan:
     def memory_bytes(self) -> int:
         """Predicted peak of the memory held by the reader."""
         return self.n_slots * self.tile_bytes + self.window_bytes + self.scratch_bytes
-
-    def held_bytes(self, unit: int) -> int:
-        """Most stored bytes that a unit of fetching holds at one time."""
-        return _held_bytes(self.regions.layout, self.grid, int(self.order.units.lengths[unit]))
 
 
 def plan_group(regions: Regions, block_bytes: int | None, reading: ReadOptions) -> GroupPlan:
@@ -123,11 +122,9 @@ class _Room:
         self._grid, self._order, self._reading = grid, order, reading
         self._tile_bytes = grid.tile_items * 4
         self._scratch_bytes = _scratch_bytes(layout, grid, reading)
-        self.largest_bytes = _held_bytes(layout, grid, int(order.units.lengths.max()))
-        everything = _held_bytes(layout, grid, len(order.units.items)) * len(order.units)
-        if layout.codec.coding != "pipeline":
-            everything //= len(order.units)
-        wished = min(reading.memory_bytes // 4, WINDOW_BYTES, everything)
+        held_bytes = _held_bytes(layout, grid, order)
+        self.largest_bytes = int(held_bytes.max())
+        wished = min(reading.memory_bytes // 4, WINDOW_BYTES, int(held_bytes.sum()))
         if is_local(layout.uri):
             wished = min(wished, 2 * reading.threads * self.largest_bytes)
         self.window_bytes = max(self.largest_bytes, wished)
@@ -150,14 +147,17 @@ class _Room:
         ahead = order.peak_tiles + 5 * window_bytes // (4 * item_bytes * self._grid.tile_items)
         n_slots = max(order.peak_tiles, min(room, ahead, len(order.units.items)))
         whole = whole_units(regions, self._grid, order, self._reading)
-        return GroupPlan(regions, self._grid, order, n_slots, window_bytes, self._scratch_bytes, whole)
+        held_bytes = _held_bytes(regions.layout, self._grid, order)
+        return GroupPlan(
+            regions, self._grid, order, n_slots, window_bytes, self._scratch_bytes, held_bytes, whole
+        )
 
 
-def _held_bytes(layout: ArrayLayout, grid: TileGrid, n_tiles: int) -> int:
-    """Most stored bytes of a unit of some tiles: the pixels uncompressed, or the whole chunk."""
+def _held_bytes(layout: ArrayLayout, grid: TileGrid, order: Order) -> NDArray[np.int64]:
+    """Most stored bytes of each unit: its pixels uncompressed, or the whole chunk."""
     if layout.codec.coding == "pipeline":
-        return layout.chunk_items * layout.dtype.itemsize
-    return n_tiles * grid.tile_items * layout.dtype.itemsize
+        return np.full(len(order.units), layout.chunk_items * layout.dtype.itemsize)
+    return order.units.lengths * (grid.tile_items * layout.dtype.itemsize)
 
 
 def _scratch_bytes(layout: ArrayLayout, grid: TileGrid, reading: ReadOptions) -> int:
