@@ -9,7 +9,7 @@ from gql.transport.exceptions import TransportConnectionFailed, TransportQueryEr
 from portal_fixture import SHARED_PORTAL, hand_made_tables, needs_shared_portal
 
 from portal_extract.demo.graphql_server import GraphQLServer
-from portal_extract.demo.loopback import Fault
+from portal_extract.demo.instruments import Fault
 from portal_extract.demo.portal import read_tables
 
 
@@ -90,6 +90,14 @@ def test_dates_compare_as_dates(client):
     later = portal.Dataset.find(client, [portal.Dataset.release_date > "2025-03-01T01:00:00+01:00"])
     assert ids(later) == [10002]
     assert later[0].release_date.isoformat() == "2025-03-02T00:00:00+00:00"
+
+
+def test_strings_that_look_like_dates_compare_as_strings():
+    tables = hand_made_tables()
+    tables["Run"][0]["name"], tables["Run"][1]["name"] = "2025-03-01", "2025-03-01 again"
+    with GraphQLServer(tables) as api:
+        later = portal.Run.find(portal.Client(api.graphql_url), [portal.Run.name > "2025-03-01"])
+    assert ids(later) == [11, 12]
 
 
 def test_rows_come_in_table_order(client):

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from portal_fixture import BUCKET, SHARED_PORTAL, needs_shared_portal, write_hand_made_portal
 
-from portal_extract.demo.loopback import Fault
+from portal_extract.demo.instruments import Fault
 from portal_extract.demo.object_server import ObjectServer, byte_range
 from portal_extract.demo.portal import EmbeddedPortal, load_portal_folder, serve_in_process
 from portal_extract.errors import SourceError

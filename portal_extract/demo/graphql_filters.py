@@ -83,6 +83,10 @@ class Tables:
         """Relations by type and field."""
         return {name: dict(self._relations_of(name)) for name in self.types}
 
+    def is_date(self, type_name: str, field: str) -> bool:
+        """Whether a column holds dates."""
+        return bool(get_named_type(self.types[type_name].fields[field].type).name == "DateTime")
+
     def related(self, relation: Relation, row: Row) -> list[Row]:
         """Rows that a relation of a row leads to."""
         value = row.get(relation.key)
@@ -199,7 +203,7 @@ def _compile(tables: Tables, type_name: str, where: Mapping[str, Any], depth: in
         elif field.removesuffix("Aggregate") in relations:
             parts.append(_count_predicate(tables, relations[field.removesuffix("Aggregate")], clause, depth))
         else:
-            parts.append(_column_predicate(field, clause))
+            parts.append(_column_predicate(field, clause, tables.is_date(type_name, field)))
     return lambda row: all(part(row) for part in parts)
 
 
@@ -227,36 +231,36 @@ def _count_predicate(tables: Tables, relation: Relation, clause: Mapping[str, An
     return predicate
 
 
-def _column_predicate(field: str, comparator: Mapping[str, Any]) -> Predicate:
-    tests = [_test(operator, value) for operator, value in comparator.items()]
+def _column_predicate(field: str, comparator: Mapping[str, Any], is_date: bool = False) -> Predicate:
+    comparable = _moment if is_date else _same
+    tests = [_test(operator, value, comparable) for operator, value in comparator.items()]
     return lambda row: all(test(row.get(field)) for test in tests)
 
 
-def _test(operator: str, value: Any) -> Callable[[Any], bool]:
+def _test(operator: str, value: Any, comparable: Callable[[Any], Any]) -> Callable[[Any], bool]:
     if operator == "_is_null":
         return lambda cell: (cell is None) == value
     if value is None:
         return lambda cell: cell is None and operator == "_eq"
     if operator in ("_in", "_nin"):
-        wanted, inside = {_comparable(item) for item in value}, operator == "_in"
-        return lambda cell: cell is not None and (_comparable(cell) in wanted) == inside
+        wanted, inside = {comparable(item) for item in value}, operator == "_in"
+        return lambda cell: cell is not None and (comparable(cell) in wanted) == inside
     if operator in _PATTERNS:
         as_regex, flags, positive = _PATTERNS[operator]
         pattern = re.compile(as_regex(value), flags)
         return lambda cell: cell is not None and (pattern.search(cell) is not None) == positive
-    compare, reference = _COMPARISONS[operator], _comparable(value)
-    return lambda cell: cell is not None and compare(_comparable(cell), reference)
+    compare, reference = _COMPARISONS[operator], comparable(value)
+    return lambda cell: cell is not None and compare(comparable(cell), reference)
 
 
-def _comparable(value: Any) -> Any:
-    """Compare dates as dates, everything else as it is."""
-    if isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\d([T ]|$)", value):
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            return value
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+def _same(value: Any) -> Any:
     return value
+
+
+def _moment(value: str) -> datetime:
+    """Read a date; without a time zone it is in UTC."""
+    moment = datetime.fromisoformat(value)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _like_regex(pattern: str) -> str:

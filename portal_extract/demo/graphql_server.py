@@ -8,7 +8,8 @@ from typing import Any
 
 from portal_extract.demo.graphql_filters import Row
 from portal_extract.demo.graphql_schema import PortalSchema
-from portal_extract.demo.loopback import LoopbackHandler, LoopbackServer, Request
+from portal_extract.demo.instruments import Request
+from portal_extract.demo.loopback import LoopbackHandler, LoopbackServer
 
 JSON_TYPE = "application/json"
 

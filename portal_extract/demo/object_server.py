@@ -16,7 +16,8 @@ from typing import Any
 from urllib.parse import parse_qs, quote
 from xml.sax.saxutils import escape
 
-from portal_extract.demo.loopback import LoopbackHandler, LoopbackServer, Request
+from portal_extract.demo.instruments import Request
+from portal_extract.demo.loopback import LoopbackHandler, LoopbackServer
 from portal_extract.demo.object_tree import ObjectTree, StoredObject
 
 XML_TYPE = "application/xml"

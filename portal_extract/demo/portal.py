@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -258,6 +259,8 @@ def _serve(
     settings: dict[str, Any],
 ) -> None:
     """Serve until the other end of the connection is closed."""
+    # Control-C in a terminal reaches both processes; the other one decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with load_portal_folder(folder, **settings) as portal:
         if prepare is not None:
             prepare(portal)
