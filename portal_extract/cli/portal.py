@@ -116,19 +116,16 @@ def resolve(values: dict[str, Any], options: ExtractOptions | None) -> PortalRes
     connection = PortalConnection.from_environment(
         portal_url=values["portal_url"], s3_endpoint_url=values["s3_endpoint_url"]
     )
-    if options is not None and assumptions.on_missing_ctf == "no-ctf" and options.ctf:
-        from portal_extract.errors import UsageError
-
-        raise UsageError("--on-missing-ctf no-ctf keeps tilt images without CTF: add --no-ctf")
     quiet = values["quiet"] or values["as_json"]
     try:
         with show_progress(quiet) as observer:
             resolution = resolve_portal(filters_from(values), assumptions, connection, observer)
     except IneligibleError as error:
-        report = getattr(error, "report", None)
-        if report is not None:
-            show_report(report, as_json=values["as_json"], quiet=values["quiet"])
+        if error.report is not None:
+            show_report(error.report, as_json=values["as_json"], quiet=values["quiet"])
         raise
+    if options is not None:
+        resolution.check_options(options)
     if not quiet:
         show_report(resolution.report, as_json=False, quiet=False)
     return resolution

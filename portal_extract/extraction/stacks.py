@@ -6,12 +6,12 @@ import os
 import threading
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from portal_extract.errors import OutputError
 from portal_extract.extraction.spectra import SpectrumTables, to_images, transform
 from portal_extract.extraction.views import Views
 from portal_extract.kernels.mask import (
@@ -28,26 +28,20 @@ from portal_extract.relion_io.half import to_half
 from portal_extract.relion_io.mrc import HEADER_BYTES, Statistics, header_bytes
 from portal_extract.running.events import Observer, StageAdvanced
 
-
-@dataclass
-class _Pending:
-    """What is there of a particle's stack so far."""
-
-    missing: int
-    parts: list[tuple[Ints, NDArray[np.generic]]] = field(default_factory=list)
-    spilled: bool = False
+_NO_MASK = CircleMask(np.empty((0, 0)), np.empty((0, 2), np.int64), 0)
 
 
 class StackConsumer:
-    """Makes the 2D stacks of one tilt series from its patches.
+    """Makes the 2D stacks of one unit from its patches.
 
-    Images are held until the last one of their particle is there; beyond ``memory_bytes`` they go straight to
-    their place in the particle's unfinished file, so memory stays bounded in whatever order patches come.
+    Images wait in memory for the others of their particle; where ``memory_bytes`` is too small for all images
+    of the unit, each goes at once to its place in the particle's unfinished file. So memory stays bounded in
+    whatever order patches come.
 
     Parameters
     ----------
     views, tables, options
-        Of the tilt series.
+        Of the unit.
     paths
         ``K`` files to be written, one for each kept particle.
     memory_bytes
@@ -67,130 +61,107 @@ class StackConsumer:
     ) -> None:
         self._views, self._tables, self._options = views, tables, options
         self._paths, self._observer = paths, observer
-        self._memory_bytes = memory_bytes
         self._mask, self._gridding = masks_of(options)
-        self._sums = np.zeros((len(views), 4))
+        side = options.box_size - 2 * options.boundary
+        # views are in order of particle and tilt image, so those of a particle are neighbours
         self._first_view = np.concatenate([[0], np.cumsum(views.stack_lengths)])
-        self._pending = [_Pending(int(n)) for n in views.stack_lengths]
-        self._held_bytes = 0
+        self._missing = views.stack_lengths
+        self._sums = np.zeros((len(views), 4))
+        fits = len(views) * side * side * 4 <= memory_bytes
+        self._images = np.empty((len(views) if fits else 0, side, side), np.float32)
+        self._in_memory = fits
         self._lock = threading.Lock()
         self._made_folders: set[Path] = set()
         self._token = uuid.uuid4().hex[:12]
         self.bad: dict[int, str] = {}
-        """Particles (of the project) whose stack is no good, with the reason."""
+        """Particles (of the unit) whose stack is no good, with the reason."""
 
     def consume(self, which: Ints, patches: NDArray[np.float32]) -> None:
         """Turn patches into images and write the stacks that are complete."""
-        images, sums = self._images(which, patches)
-        # views are in order of particle and tilt, so a view's number is its particle's first plus its slot
-        self._sums[which] = sums
-        particle = self._views.particle[which]
-        order = np.argsort(particle, kind="stable")
-        groups = np.split(order, np.flatnonzero(np.diff(particle[order])) + 1)
-        for group in groups:
-            contiguous = group[-1] - group[0] == len(group) - 1
-            rows = images[group[0] : group[-1] + 1] if contiguous else images[group]
-            self._add(int(particle[group[0]]), self._views.slot[which[group]], rows)
+        spectra = transform(patches, which, self._views, self._tables, self._options, factor=self._factor)
+        images = self._corrected(to_images(spectra, normalise=False))
+        if self._in_memory:
+            self._crop(images, self._images, which, self._sums)
+        else:
+            cropped = np.empty((len(which), *self._images.shape[1:]), np.float32)
+            sums = np.empty((len(which), 4))
+            self._crop(images, cropped, np.arange(len(which)), sums)
+            self._sums[which] = sums
+            self._put_on_disk(which, cropped)
+        for particle in self._completed(which):
+            self._complete(particle)
         self._observer(StageAdvanced("extract", len(which)))
 
     def finish(self) -> None:
         """Do nothing: every stack was written when its last image came."""
 
-    def _images(self, which: Ints, patches: NDArray[np.float32]) -> tuple[NDArray[np.generic], Floats]:
-        options = self._options
-        spectra = transform(
-            patches,
-            which,
-            self._views,
-            self._tables,
-            options,
-            factor=1.0 / options.binning / options.box_size,
-        )
-        images = to_images(spectra, normalise=False)
-        crop = options.box_size - 2 * options.boundary
-        out = np.empty((len(which), crop, crop), np.float32)
-        sums = np.empty((len(which), 4))
-        if self._gridding is not None:
-            if self._mask is not None:
-                mask_in_place(images, self._mask.weights, self._mask.spans, self._mask.n_background)
-            images = (images * self._gridding).astype(np.float32)
-        mask = self._mask if self._gridding is None else None
-        mask_and_crop(
-            images,
-            np.empty((0, 0)) if mask is None else mask.weights,
-            np.empty((0, 2), np.int64) if mask is None else mask.spans,
-            0 if mask is None else mask.n_background,
-            options.boundary,
-            out,
-            np.arange(len(which)),
-            sums,
-        )
-        return (to_half(out) if options.float16 else out), sums
+    @property
+    def _factor(self) -> float:
+        """Normalise the inverse transform; RELION 5.0.1 divides stacks by the binning once more."""
+        return 1.0 / self._options.binning / self._options.box_size
 
-    def _add(self, particle: int, slots: Ints, images: NDArray[np.generic]) -> None:
-        pending = self._pending[particle]
-        with self._lock:
-            spill = pending.spilled or self._held_bytes + images.nbytes > self._memory_bytes
-            parts = [(slots, images)]
-            if spill:
-                parts = [*pending.parts, *parts]
-                self._held_bytes -= sum(images_.nbytes for _, images_ in pending.parts)
-                pending.parts, pending.spilled = [], True
-            else:
-                pending.parts += parts
-                self._held_bytes += images.nbytes
-        if spill:
-            self._spill(particle, parts)
-        with self._lock:
-            pending.missing -= len(slots)
-            complete = pending.missing == 0
-        if complete:
-            self._complete(particle, pending)
+    def _corrected(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Apply the gridding correction, which comes after the mask; the mask alone waits for the crop."""
+        if self._gridding is None:
+            return images
+        if self._mask is not None:
+            mask_in_place(images, self._mask.weights, self._mask.spans, self._mask.n_background)
+        return (images * self._gridding).astype(np.float32)
 
-    def _complete(self, particle: int, pending: _Pending) -> None:
+    def _crop(self, images: NDArray[np.float32], out: NDArray[np.float32], slots: Ints, sums: Floats) -> None:
+        mask = self._mask if self._mask is not None and self._gridding is None else _NO_MASK
+        boundary = self._options.boundary
+        mask_and_crop(images, mask.weights, mask.spans, mask.n_background, boundary, out, slots, sums)
+
+    def _completed(self, which: Ints) -> list[int]:
+        """Count the images that are there; list the particles that have all of theirs now."""
+        particles, counts = np.unique(self._views.particle[which], return_counts=True)
+        with self._lock:
+            self._missing[particles] -= counts
+            return [int(p) for p in particles[self._missing[particles] == 0]]
+
+    def _complete(self, particle: int) -> None:
         first, last = self._first_view[particle], self._first_view[particle + 1]
-        shape = (int(last - first), *self._image_shape)
-        statistics = _combine(self._sums[first:last], shape)
-        problem = _check(self._sums[first:last])
-        temporary = self._temporary(particle)
+        sums = self._sums[first:last]
+        problem = _check(sums)
         if problem:
             with self._lock:
                 self.bad[int(self._views.kept[particle])] = problem
-                self._held_bytes -= sum(images.nbytes for _, images in pending.parts)
-            pending.parts = []
-            temporary.unlink(missing_ok=True)
+            self._temporary(particle).unlink(missing_ok=True)
             return
+        path, shape = self._paths[particle], (int(last - first), *self._images.shape[1:])
         pixel = self._views.series.pixel_size_angst * self._options.binning
-        header = header_bytes(shape, 12 if self._options.float16 else 2, pixel, statistics, "stack")
-        if pending.spilled:
-            with open(temporary, "r+b") as file:
-                file.write(header)
-            os.replace(temporary, self._paths[particle])
+        mode = 12 if self._options.float16 else 2
+        header = header_bytes(shape, mode, pixel, _combine(sums, shape), "stack")
+        if self._in_memory:
+            self._make_folder(path.parent)
+            write_atomically(path, header, self._stored(self._images[first:last]).data)
         else:
-            self._write(self._paths[particle], header, pending)
+            with open(self._temporary(particle), "r+b") as file:
+                file.write(header)
+            os.replace(self._temporary(particle), path)
 
-    def _write(self, path: Path, header: bytes, pending: _Pending) -> None:
-        self._make_folder(path.parent)
-        rows = {
-            int(slot): image
-            for slots, images in pending.parts
-            for slot, image in zip(slots, images, strict=True)
-        }
-        write_atomically(path, header, *(rows[slot].data for slot in range(len(rows))))
-        with self._lock:
-            self._held_bytes -= sum(images.nbytes for _, images in pending.parts)
-        pending.parts = []
+    def _put_on_disk(self, which: Ints, images: NDArray[np.float32]) -> None:
+        """Write images to their places in the unfinished files of their particles."""
+        stored = self._stored(images)
+        order = np.argsort(self._views.particle[which], kind="stable")
+        particles = self._views.particle[which[order]]
+        for group in np.split(order, np.flatnonzero(np.diff(particles)) + 1):
+            temporary = self._temporary(int(self._views.particle[which[group[0]]]))
+            self._make_folder(temporary.parent)
+            try:
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o666)
+                try:
+                    for i in group:
+                        offset = HEADER_BYTES + int(self._views.slot[which[i]]) * stored[i].nbytes
+                        _write_at(descriptor, stored[i].data.cast("B"), offset)
+                finally:
+                    os.close(descriptor)
+            except OSError as error:
+                raise OutputError(f"{temporary} cannot be written: {error.strerror}") from error
 
-    def _spill(self, particle: int, parts: list[tuple[Ints, NDArray[np.generic]]]) -> None:
-        temporary = self._temporary(particle)
-        self._make_folder(temporary.parent)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o666)
-        try:
-            for slots, images in parts:
-                for slot, image in zip(slots, images, strict=True):
-                    _write_at(descriptor, image, HEADER_BYTES + int(slot) * image.nbytes)
-        finally:
-            os.close(descriptor)
+    def _stored(self, images: NDArray[np.float32]) -> NDArray[np.generic]:
+        return to_half(images) if self._options.float16 else images
 
     def _temporary(self, particle: int) -> Path:
         path = self._paths[particle]
@@ -199,13 +170,11 @@ class StackConsumer:
 
     def _make_folder(self, folder: Path) -> None:
         if folder not in self._made_folders:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"{folder} cannot be made: {error.strerror}") from error
             self._made_folders.add(folder)
-
-    @property
-    def _image_shape(self) -> tuple[int, int]:
-        side = self._options.box_size - 2 * self._options.boundary
-        return side, side
 
 
 def masks_of(options: ExtractOptions) -> tuple[CircleMask | None, Floats | None]:
@@ -233,8 +202,7 @@ def _check(sums: Floats) -> str | None:
     return None
 
 
-def _write_at(descriptor: int, image: NDArray[np.generic], offset: int) -> None:
-    rest = np.ascontiguousarray(image).data.cast("B")
-    while rest:
-        n = os.pwrite(descriptor, rest, offset)
-        rest, offset = rest[n:], offset + n
+def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        n = os.pwrite(descriptor, data, offset)
+        data, offset = data[n:], offset + n

@@ -152,7 +152,7 @@ def memory_shares(
 def waiting_bytes(options: ExtractOptions) -> int:
     """Memory that a finished view takes until its particle is complete."""
     if options.mode == "stack2d":
-        return (2 if options.float16 else 4) * options.output_size**2
+        return 4 * options.output_size**2
     return 12 * options.box_size * (options.box_size // 2 + 1)
 
 

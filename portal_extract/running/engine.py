@@ -21,7 +21,10 @@ class ViewConsumer(Protocol):
     """Takes the patches of one tilt series; called from several threads at once."""
 
     def consume(self, which: NDArray[np.int64], patches: NDArray[np.float32]) -> None:
-        """Use patches ``(n, side, side)`` of the views ``which``; the array may be overwritten."""
+        """Use patches ``(n, side, side)`` of the views ``which``.
+
+        The array may be overwritten, and must not be kept: it serves the next batch.
+        """
 
     def finish(self) -> None:
         """Conclude; called once, after the last patch was consumed."""
@@ -54,13 +57,14 @@ def run_streams(openers: Iterable[Opener], workers: int) -> None:
             for opener in openers:
                 stream, consumer = opener()
                 mine: set[Future[None]] = set()
+                buffers = _Buffers()
                 try:
                     for batch in stream:
                         room.acquire()
                         if failed.is_set():
                             room.release()
                             break
-                        future = pool.submit(_compute, batch, consumer, room, failed)
+                        future = pool.submit(_compute, batch, consumer, buffers, room, failed)
                         mine.add(future)
                 finally:
                     close = getattr(stream, "close", None)
@@ -75,11 +79,32 @@ def run_streams(openers: Iterable[Opener], workers: int) -> None:
             raise
 
 
+class _Buffers(threading.local):
+    """The patch array of each thread, used again for every batch of a stream.
+
+    Fresh memory would cost more than the copy into it.
+    """
+
+    def __init__(self) -> None:
+        self._array: NDArray[np.float32] | None = None
+
+    def cut(self, batch: PatchBatch) -> NDArray[np.float32]:
+        n = len(batch.views)
+        if self._array is None or len(self._array) < n:
+            self._array = batch.cut(None)
+            return self._array
+        return batch.cut(self._array[:n])
+
+
 def _compute(
-    batch: PatchBatch, consumer: ViewConsumer, room: threading.Semaphore, failed: threading.Event
+    batch: PatchBatch,
+    consumer: ViewConsumer,
+    buffers: _Buffers,
+    room: threading.Semaphore,
+    failed: threading.Event,
 ) -> None:
     try:
-        patches = batch.cut(None)
+        patches = buffers.cut(batch)
         if not failed.is_set():
             consumer.consume(batch.views, patches)
     except BaseException:
