@@ -73,9 +73,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(EXIT_REFUSED)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(EXIT_REFUSED)
+    except click.UsageError as error:
+        click.echo(f"portal-extract: {_usage(error)}", err=True)
+        sys.exit(EXIT_REFUSED)
+    except click.ClickException as error:
+        click.echo(f"portal-extract: {error.format_message()}", err=True)
         sys.exit(EXIT_REFUSED)
     except (KeyboardInterrupt, click.Abort):
         click.echo("portal-extract: interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _usage(error: click.UsageError) -> str:
+    """Make one sentence of what is wrong with the arguments, and where help is."""
+    message = error.format_message().rstrip(".")
+    command = error.ctx.command_path if error.ctx is not None else "portal-extract"
+    return f"{message[:1].lower()}{message[1:]}; see {command} --help"

@@ -8,6 +8,7 @@ import click
 
 from portal_extract.cli import params
 from portal_extract.cli.grouped import GroupedCommand, option, stack_options
+from portal_extract.errors import UsageError
 
 INPUT = "Input (RELION's names in brackets)"
 
@@ -42,6 +43,13 @@ def command(**values: Any) -> None:
     the latter, also on S3), and writes what RELION's Extract job would write.
     """
     options, run = params.extract_options(values), params.running_options(values)
+    if values["optimisation_set"] is None and None in (
+        values["particles_starfile"],
+        values["tomograms_starfile"],
+    ):
+        raise UsageError(
+            "nothing to extract: give --particles-starfile and --tomograms-starfile, or --optimisation-set"
+        )
     from portal_extract.cli.work import extract_and_report
     from portal_extract.sources.relion import ProjectFiles, read_project
 

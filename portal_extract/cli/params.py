@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from portal_extract.cli.grouped import option, read_config, stack_options
+from portal_extract.cli.config import read_config
+from portal_extract.cli.grouped import option, stack_options
 from portal_extract.errors import UsageError
 from portal_extract.options import ExtractOptions, PathStyle, RunOptions, VolumeOptions
 
@@ -25,17 +26,31 @@ _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class ByteSize(click.ParamType[int]):
-    """A size in bytes, such as 2GiB or 500MB."""
+    """A size in bytes, such as 2GiB or 500MB.
+
+    Parameters
+    ----------
+    at_least
+        The smallest size that makes sense.
+    """
 
     name = "size"
 
+    def __init__(self, at_least: int = 1) -> None:
+        self._at_least = at_least
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Parse a size; K, M, G and T are powers of 1024 with or without ``iB``, of 1000 with ``B`` alone."""
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)(iB|B)?\s*", str(value), re.IGNORECASE)
+        n_bytes = value if isinstance(value, int) else self._parse(str(value), param, ctx)
+        if n_bytes < self._at_least:
+            least = f"{self._at_least >> 20}MiB" if self._at_least >> 20 else f"{self._at_least} byte"
+            self.fail(f"{value} is too small; give at least {least}", param, ctx)
+        return n_bytes
+
+    def _parse(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([KMGT]?)(iB|B)?\s*", text, re.IGNORECASE)
         if not match:
-            self.fail(f"{value!r} is not a size; write for example 2GiB", param, ctx)
+            self.fail(f"{text!r} is not a size; write for example 2GiB", param, ctx)
         number, unit, suffix = float(match[1]), match[2].upper(), (match[3] or "").lower()
         factor = 1000 ** "_KMGT".index(unit) if suffix == "b" and unit else _UNITS[unit]
         return int(number * factor)
@@ -92,7 +107,7 @@ output_options = stack_options(
 
 run_options = stack_options(
     option("--workers", type=click.IntRange(1), group=RUN, help="Computing threads.  [default: all cores]"),
-    option("--memory", type=ByteSize(), default="2GiB", group=RUN, help="Bound for the working memory."),
+    option("--memory", type=ByteSize(at_least=16 << 20), default="2GiB", group=RUN, help="Bound for the working memory."),
     option("--requests", type=click.IntRange(1, 1024), default=32, group=RUN, help="Concurrent requests to a remote store."),
 )  # fmt: skip
 
