@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ def extract_and_report(
     extra: Mapping[str, Any] | None = None,
 ) -> ExtractionSummary | None:
     """Extract with progress and print the summary; or, with ``--dry-run``, print the plan."""
+    settle_memory()
     if values["dry_run"]:
         from portal_extract.cli.dry_run import show_dry_run
 
@@ -33,3 +35,9 @@ def extract_and_report(
         )
     show_summary(summary, as_json=values["as_json"], quiet=values["quiet"])
     return summary
+
+
+def settle_memory() -> None:
+    """Start collecting garbage, after the imports: what they made stays for good and need not be looked at."""
+    gc.freeze()
+    gc.enable()
