@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from portal_extract.errors import ImageFormatError, StarFileError, join_problems
+from portal_extract.errors import (
+    AccessDeniedError,
+    ImageFormatError,
+    NotFoundError,
+    PortalExtractError,
+    ReadError,
+    StarFileError,
+    join_problems,
+)
 from portal_extract.model import ImageStack, Ints
 from portal_extract.relion_io.mrc import read_header
 from portal_extract.sources.relion.columns import names, rows
@@ -55,7 +63,7 @@ class FileImages:
         """
         named, sections = _named_images(tomogram)
         uris = tuple(self.locate(name) for name in named)
-        shapes = {uri: self.shape(uri) for uri in dict.fromkeys(uris)}
+        shapes = self._shapes(tomogram, uris)
         sections = _settle_sections(tomogram, uris, sections, shapes)
         sizes = {shape[1:] for shape in shapes.values()}
         if len(sizes) > 1:
@@ -67,6 +75,24 @@ class FileImages:
             )
         height, width = sizes.pop()
         return ImageStack(uris, sections, (width, height), dict(self.storage))
+
+    def _shapes(self, tomogram: TomogramTables, uris: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
+        """Shape of each file; an error names the row that needs it."""
+        shapes: dict[str, tuple[int, int, int]] = {}
+        errors: dict[str, PortalExtractError] = {}
+        for uri in dict.fromkeys(uris):
+            try:
+                shapes[uri] = self.shape(uri)
+            except (NotFoundError, ReadError) as error:
+                errors[uri] = error
+        if errors:
+            uri, first = next(iter(errors.items()))
+            more = f"; {len(errors) - 1} more files of it are wrong too" if len(errors) > 1 else ""
+            kinds = (NotFoundError, ImageFormatError, AccessDeniedError)
+            kind = next((kind for kind in kinds if type(first) is kind), ReadError)
+            row = uris.index(uri) + 1
+            raise kind(f"{first} (needed by {tomogram.tilts_where}, row {row}{more})") from first
+        return shapes
 
     def locate(self, name: str) -> str:
         """Absolute path of a local image; a remote address as it is."""
