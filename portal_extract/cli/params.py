@@ -10,7 +10,7 @@ import click
 
 from portal_extract.cli.config import read_config
 from portal_extract.cli.grouped import option, stack_options
-from portal_extract.errors import UsageError
+from portal_extract.errors import UnsupportedError, UsageError
 from portal_extract.options import ExtractOptions, PathStyle, RunOptions, VolumeOptions
 
 BOX, SIGNAL, VOLUME, OUTPUT, RUN, TALK = (
@@ -73,6 +73,7 @@ signal_options = stack_options(
     option("--apply-orientations", is_flag=True, group=SIGNAL, help="Move the particles' angles into the subtomogram frame [--apply_orientations]."),
     option("--whiten", is_flag=True, group=SIGNAL, help="Divide by the noise amplitude of each tilt image [--whiten]."),
     option("--grid-precorr", is_flag=True, group=SIGNAL, help="Gridding pre-correction [--grid_precorr]."),
+    option("--real-subtomo", is_flag=True, hidden=True, group=SIGNAL),
 )  # fmt: skip
 
 volume_options = stack_options(
@@ -157,6 +158,12 @@ def extract_options(values: Mapping[str, Any]) -> ExtractOptions:
     UnsupportedError
         What cannot be honoured.
     """
+    if values["real_subtomo"]:
+        raise UnsupportedError(
+            [
+                "--real-subtomo: cutting from tomograms [--real_subtomo] is experimental in RELION and not offered; extract from the tilt series instead"
+            ]
+        )
     options = ExtractOptions(
         box_size=values["box_size"],
         crop_size=values["crop_size"],

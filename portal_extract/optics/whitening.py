@@ -93,4 +93,5 @@ def whitening_image(inverse_amplitude: NDArray[np.float32], size: int, binning: 
     values = (1.0 - fraction) * inverse_amplitude[low] + fraction * inverse_amplitude[high]
     beyond = radius.astype(np.int64) + 1 >= len(inverse_amplitude)
     values = np.where(beyond, inverse_amplitude[-1], values)
-    return values.astype(np.float32, copy=False)
+    weights: NDArray[np.float32] = values.astype(np.float32)
+    return weights
