@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from portal_extract.errors import PortalExtractError, ReadError, SourceError, join_problems
 from portal_extract.model import Floats, ImageStack, Ints, Project, TiltSeries
 from portal_extract.relion_io.tables import ProjectTables
@@ -139,16 +141,25 @@ def _all_tilt_series(
         for t, name in enumerate(known.names)
         if used[t]
     ]
-    stacks = _find_images(wanted, factory, problems)
+    stacks, unreadable = _find_images(wanted, factory, problems)
     tilts = [Columns(tables.tilts[name], called.of_tilts(name), problems) for name in known.names]
     built = [build_tilt_series(t, known, tilts[t], stacks.get(name)) for t, name in enumerate(known.names)]
+    if problems.found:
+        for error in unreadable:
+            problems.add(str(error))
+    else:
+        _raise_together(unreadable)
     return tuple(built)
 
 
 def _find_images(
     wanted: list[TomogramTables], factory: ImageStackFactory, problems: Problems
-) -> dict[str, ImageStack]:
-    """Images of each tilt series; what is wrong with the tables joins the problems, the rest is raised."""
+) -> tuple[dict[str, ImageStack], list[PortalExtractError]]:
+    """Images of each tilt series, and the errors of those that cannot be read.
+
+    What is wrong with the tables joins the problems. A tilt series without images gets empty ones, so that
+    its table is looked at all the same before anything is raised.
+    """
 
     def attempt(tomogram: TomogramTables) -> ImageStack | PortalExtractError:
         try:
@@ -163,12 +174,14 @@ def _find_images(
     for tomogram, result in zip(wanted, results, strict=True):
         if isinstance(result, ImageStack):
             found[tomogram.name] = result
-        elif isinstance(result, SourceError):
+            continue
+        n = len(tomogram.tilts)
+        found[tomogram.name] = ImageStack(("",) * n, np.arange(n, dtype=np.int64), (0, 0))
+        if isinstance(result, SourceError):
             problems.add(str(result))
         else:
             unreadable.append(result)
-    _raise_together(unreadable)
-    return found
+    return found, unreadable
 
 
 def _raise_together(errors: list[PortalExtractError]) -> None:
