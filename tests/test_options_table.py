@@ -11,12 +11,15 @@ from portal_extract.cli import cli
 from portal_extract.errors import UnsupportedError
 
 # all that relion_tomo_subtomo 5.0.1 accepts
-RELION = """
---i --p --t --mot --b --crop --bin --stack2d --multi --ctf --div --nrm --no_comb --SNR --min_frames --max_dose
---cone_weight --cone_angle --cone_sig0 --no_circle_crop --circle_precrop --grid_precorr --taper --no_center --env
---diag --whiten --no_ic --no_ctf --dont_apply_offsets --apply_orientations --only_do_unfinished --float16 --j
---cutoff_fract --o --real_subtomo --sum --no_writing --theme --list_themes --pipeline_control --version --help
-""".split()
+RELION = [
+    "--i", "--p", "--t", "--mot", "--b", "--crop", "--bin", "--stack2d", "--multi", "--ctf", "--div",
+    "--nrm", "--no_comb", "--SNR", "--min_frames", "--max_dose", "--cone_weight", "--cone_angle",
+    "--cone_sig0", "--no_circle_crop", "--circle_precrop", "--grid_precorr", "--taper", "--no_center",
+    "--env", "--diag", "--whiten", "--no_ic", "--no_ctf", "--dont_apply_offsets",
+    "--apply_orientations", "--only_do_unfinished", "--float16", "--j", "--cutoff_fract", "--o",
+    "--real_subtomo", "--sum", "--no_writing", "--theme", "--list_themes", "--pipeline_control",
+    "--version", "--help",
+]  # fmt: skip
 
 
 def test_every_option_of_relion_is_told_of():
