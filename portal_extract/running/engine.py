@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -21,10 +22,7 @@ class ViewConsumer(Protocol):
     """Takes the patches of one tilt series; called from several threads at once."""
 
     def consume(self, which: NDArray[np.int64], patches: NDArray[np.float32]) -> None:
-        """Use patches ``(n, side, side)`` of the views ``which``.
-
-        The array may be overwritten, and must not be kept: it serves the next batch.
-        """
+        """Use patches ``(n, side, side)`` of the views ``which``; the array may be overwritten."""
 
     def finish(self) -> None:
         """Conclude; called once, after the last patch was consumed."""
@@ -32,8 +30,11 @@ class ViewConsumer(Protocol):
 
 Opener = Callable[[], tuple[Iterator[PatchBatch], ViewConsumer]]
 
+Failed = Callable[[int, Exception], bool]
+"""Told the number of a stream that failed and why; says whether further streams are to be opened."""
 
-def run_streams(openers: Iterable[Opener], workers: int) -> None:
+
+def run_streams(openers: Iterable[Opener], workers: int, failed: Failed | None = None) -> None:
     """Run streams one after the other, their computations on ``workers`` threads.
 
     Parameters
@@ -42,93 +43,120 @@ def run_streams(openers: Iterable[Opener], workers: int) -> None:
         Each opens a stream and its consumer; called when the stream before it has been read.
     workers
         Number of computing threads; at most twice as many batches wait at a time.
+    failed
+        Called in the calling thread for each stream that fails; the others go on to their end, and further
+        ones are opened if it says so. None: the first error stops everything.
 
     Raises
     ------
     Exception
-        The first error of a stream or consumer, after the threads have come to rest.
+        Without ``failed``, the first error of a stream or consumer; with it, what ``failed`` itself raises.
+        In either case after the threads have come to rest.
     """
-    room = threading.Semaphore(2 * workers)
-    failed = threading.Event()
     with ThreadPoolExecutor(workers, thread_name_prefix="compute") as pool:
-        pending: set[Future[None]] = set()
-        finishing: list[tuple[ViewConsumer, set[Future[None]]]] = []
+        engine = _Engine(pool, workers, failed or _surface)
         try:
-            for opener in openers:
-                stream, consumer = opener()
-                mine: set[Future[None]] = set()
-                buffers = _Buffers()
-                try:
-                    for batch in stream:
-                        room.acquire()
-                        if failed.is_set():
-                            room.release()
-                            break
-                        future = pool.submit(_compute, batch, consumer, buffers, room, failed)
-                        mine.add(future)
-                finally:
-                    close = getattr(stream, "close", None)
-                    if close is not None:
-                        close()
-                pending |= mine
-                finishing.append((consumer, mine))
-                pending, finishing = _settle(pending, finishing, block=False)
-            _settle(pending, finishing, block=True)
+            for number, opener in enumerate(openers):
+                if not engine.is_open:
+                    break
+                engine.read(number, opener)
+            engine.settle(block=True)
         except BaseException:
-            failed.set()
+            engine.stop.set()
             raise
 
 
-class _Buffers(threading.local):
-    """The patch array of each thread, used again for every batch of a stream.
-
-    Fresh memory would cost more than the copy into it.
-    """
-
-    def __init__(self) -> None:
-        self._array: NDArray[np.float32] | None = None
-
-    def cut(self, batch: PatchBatch) -> NDArray[np.float32]:
-        n = len(batch.views)
-        if self._array is None or len(self._array) < n:
-            self._array = batch.cut(None)
-            return self._array
-        return batch.cut(self._array[:n])
+def _surface(number: int, error: Exception) -> bool:
+    raise error
 
 
-def _compute(
-    batch: PatchBatch,
-    consumer: ViewConsumer,
-    buffers: _Buffers,
-    room: threading.Semaphore,
-    failed: threading.Event,
-) -> None:
-    try:
-        patches = buffers.cut(batch)
-        if not failed.is_set():
-            consumer.consume(batch.views, patches)
-    except BaseException:
-        failed.set()
-        raise
-    finally:
-        room.release()
+@dataclass
+class _Unit:
+    """A stream, from its opening to the end of its last computation."""
+
+    number: int
+    consumer: ViewConsumer | None = None
+    pending: set[Future[None]] = field(default_factory=set)
+    error: Exception | None = None
+    is_read: bool = False
 
 
-def _settle(
-    pending: set[Future[None]],
-    finishing: list[tuple[ViewConsumer, set[Future[None]]]],
-    block: bool,
-) -> tuple[set[Future[None]], list[tuple[ViewConsumer, set[Future[None]]]]]:
-    """Raise the errors of finished computations and finish the consumers that have all their patches."""
-    if block:
-        wait(pending, return_when=FIRST_EXCEPTION)
-    done = {future for future in pending if future.done()}
-    for future in done:
-        future.result()
-    rest = []
-    for consumer, futures in finishing:
-        if all(future.done() for future in futures):
-            consumer.finish()
-        else:
-            rest.append((consumer, futures))
-    return pending - done, rest
+class _Engine:
+    """The state of :func:`run_streams`; its methods are called in one thread."""
+
+    def __init__(self, pool: ThreadPoolExecutor, workers: int, failed: Failed) -> None:
+        self._pool, self._failed = pool, failed
+        self._room = threading.Semaphore(2 * workers)
+        self._units: list[_Unit] = []
+        self.stop = threading.Event()
+        self.is_open = True
+        """Whether further streams are to be opened."""
+
+    def read(self, number: int, opener: Opener) -> None:
+        """Read a stream to its end, or until it fails."""
+        unit = _Unit(number)
+        self._units.append(unit)
+        stream = self._open(unit, opener)
+        try:
+            while (batch := self._next(unit, stream)) is not None:
+                self._room.acquire()
+                self.settle(block=False)
+                unit.pending.add(self._pool.submit(self._compute, batch, unit))
+        finally:
+            close = getattr(stream, "close", None)
+            if close is not None:
+                close()
+        unit.is_read = True
+        self.settle(block=False)
+
+    def settle(self, block: bool) -> None:
+        """Conclude the units all of whose computations are over; wait for all units if asked."""
+        while True:
+            for unit in list(self._units):
+                done = {future for future in unit.pending if future.done()}
+                unit.pending -= done
+                for future in done:
+                    future.result()
+                if unit.is_read and not unit.pending:
+                    self._units.remove(unit)
+                    self._conclude(unit)
+            if not block or not self._units:
+                return
+            wait({f for unit in self._units for f in unit.pending}, return_when=FIRST_COMPLETED)
+
+    def _open(self, unit: _Unit, opener: Opener) -> Iterator[PatchBatch]:
+        try:
+            stream, unit.consumer = opener()
+        except Exception as error:
+            unit.error = error
+            return iter(())
+        return iter(stream)
+
+    def _next(self, unit: _Unit, stream: Iterator[PatchBatch]) -> PatchBatch | None:
+        if unit.error is not None:
+            return None
+        try:
+            return next(stream, None)
+        except Exception as error:
+            unit.error = error
+            return None
+
+    def _compute(self, batch: PatchBatch, unit: _Unit) -> None:
+        try:
+            # cut even if nobody wants it any more: the reader waits for the place that it takes
+            patches = batch.cut(None)
+            if unit.error is None and not self.stop.is_set() and unit.consumer is not None:
+                unit.consumer.consume(batch.views, patches)
+        except Exception as error:
+            unit.error = unit.error or error
+        finally:
+            self._room.release()
+
+    def _conclude(self, unit: _Unit) -> None:
+        if unit.error is None and unit.consumer is not None:
+            try:
+                unit.consumer.finish()
+            except Exception as error:
+                unit.error = error
+        if unit.error is not None:
+            self.is_open = self._failed(unit.number, unit.error) and self.is_open
