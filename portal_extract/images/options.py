@@ -52,6 +52,8 @@ class ReadOptions:
         Folder for stored blocks that were fetched over a network, or None for no cache.
     cache_bytes
         Most bytes kept in ``cache_dir``.
+    in_order
+        Hand batches out in the order of the plan, however late one of them is; where sums depend on it.
     """
 
     memory_bytes: int = GIB
@@ -70,6 +72,7 @@ class ReadOptions:
     hedge_after_s: float | None = 3.0
     cache_dir: str | None = None
     cache_bytes: int = 20 * GIB
+    in_order: bool = False
 
     @property
     def threads(self) -> int:

@@ -151,8 +151,24 @@ def _engine_batches(session: Session, regions: Regions, reading: ReadOptions) ->
     engine = TileEngine(plan, session.loader, session.background)
     engine.start()
     try:
-        for _ in range(len(plan.order.batches)):
-            batch = engine.next_batch()
+        ready = (engine.next_batch() for _ in range(len(plan.order.batches)))
+        for batch in _in_turn(ready) if reading.in_order else ready:
             yield PatchBatch(regions.views[plan.order.batches[batch]], partial(engine.cut, batch))
     finally:
         engine.stop()
+
+
+def _in_turn(numbers: Iterator[int]) -> Iterator[int]:
+    """Hold numbers back until those before them have come.
+
+    The plan has made room for the tiles of a batch as long as those before it are cut, so that what is held
+    back here never keeps the one that is waited for from being read.
+    """
+    early: set[int] = set()
+    wanted = 0
+    for number in numbers:
+        early.add(number)
+        while wanted in early:
+            early.remove(wanted)
+            yield wanted
+            wanted += 1
