@@ -20,6 +20,7 @@ from portal_extract.relion_io.tables import ProjectTables
 from portal_extract.sources.relion.columns import Problems, names
 from portal_extract.sources.relion.images import FileImages
 from portal_extract.sources.relion.project import TableNames, Trajectories, build_project
+from portal_extract.sources.relion.tilts import ImageStackFactory
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class ProjectFiles:
     storage: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_project(files: ProjectFiles) -> Project:
+def read_project(files: ProjectFiles, images: ImageStackFactory | None = None) -> Project:
     """Read a RELION 5 (or 4) project: all tables, and the headers of the images that particles need.
 
     Tilt series without particles keep their place; their images are not looked at, so they have size (0, 0)
@@ -57,6 +58,8 @@ def read_project(files: ProjectFiles) -> Project:
     ----------
     files
         Where things are. Paths in STAR files are relative to the current directory, not to the file.
+    images
+        Finds the images of a tilt series; None for the files that the tables name.
 
     Raises
     ------
@@ -89,8 +92,8 @@ def read_project(files: ProjectFiles) -> Project:
     if chosen.trajectories is not None:
         trajectories = read_trajectories(chosen.trajectories, len(tables.particles))
     called = TableNames(chosen.particles, chosen.tomograms, chosen.trajectories or "", tilt_files)
-    images = FileImages(chosen.tiltseries_relative_dir, chosen.storage)
-    return build_project(tables, images, trajectories=trajectories, table_names=called)
+    factory = images or FileImages(chosen.tiltseries_relative_dir, chosen.storage)
+    return build_project(tables, factory, trajectories=trajectories, table_names=called)
 
 
 def resolve_optimisation_set(files: ProjectFiles) -> tuple[ProjectFiles, str | None]:
