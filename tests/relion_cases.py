@@ -68,12 +68,16 @@ class Case:
 
 def cases(root: Path, prefix: str) -> list[Case]:
     """All cases below a folder of reference projects whose name starts with a prefix."""
-    found = []
-    for path in sorted(root.glob("*/cases.json")):
-        for case in json.loads(path.read_text())["cases"]:
-            if case["name"].startswith(prefix) and (path.parent / "expected" / case["name"]).is_dir():
-                found.append(Case(path.parent, case["name"], case["program"], tuple(case["args"])))
-    return found
+    recorded = [
+        (path.parent, case)
+        for path in sorted(root.glob("*/cases.json"))
+        for case in json.loads(path.read_text())["cases"]
+    ]
+    return [
+        Case(folder, case["name"], case["program"], tuple(case["args"]))
+        for folder, case in recorded
+        if case["name"].startswith(prefix) and (folder / "expected" / case["name"]).is_dir()
+    ]
 
 
 def our_arguments(relion_args: tuple[str, ...]) -> list[str]:

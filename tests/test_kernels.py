@@ -45,10 +45,18 @@ def test_modulate(half_size, extra, with_ctf, with_offset, seed):
     tilt, group = rng.integers(0, n_frames, n), rng.integers(0, 2, n)
     offsets = rng.uniform(-3, 3, (2, size, half))
     out, transfer = np.zeros((n, size, half), np.complex64), np.zeros((n, size, half), np.float32)
-    ctf = {
-        "ctf_phase": phase, "ctf_envelope": coefficients.envelope, "ctf_scale": coefficients.scale, "tilt": tilt,
-        "weights": weights, "group": group, "phase_offsets": offsets if with_offset else None, "transfer_out": transfer,
-    } if with_ctf else {}  # fmt: skip
+    ctf = {}
+    if with_ctf:
+        ctf = {
+            "ctf_phase": phase,
+            "ctf_envelope": coefficients.envelope,
+            "ctf_scale": coefficients.scale,
+            "tilt": tilt,
+            "weights": weights,
+            "group": group,
+            "phase_offsets": offsets if with_offset else None,
+            "transfer_out": transfer,
+        }
     modulate(spectra, out, shift_px=shift, factor=-0.7, **ctf)
     for v in range(n):
         weight = weights[tilt[v]] if with_ctf else np.ones((size, half))
@@ -66,10 +74,17 @@ def test_ctf_zero_is_raised_with_its_sign():
     # sin(0) is exactly zero: RELION counts it as positive
     out, transfer = np.zeros((1, 4, 3), np.complex64), np.zeros((1, 4, 3), np.float32)
     modulate(
-        np.ones((1, 4, 3), np.complex64), out, shift_px=np.zeros((1, 2)), factor=1.0, ctf_phase=np.zeros((1, 5)),
-        ctf_envelope=np.zeros(1), ctf_scale=np.ones(1), tilt=np.zeros(1, np.int64),
-        weights=np.ones((1, 4, 3), np.float32), transfer_out=transfer,
-    )  # fmt: skip
+        np.ones((1, 4, 3), np.complex64),
+        out,
+        shift_px=np.zeros((1, 2)),
+        factor=1.0,
+        ctf_phase=np.zeros((1, 5)),
+        ctf_envelope=np.zeros(1),
+        ctf_scale=np.ones(1),
+        tilt=np.zeros(1, np.int64),
+        weights=np.ones((1, 4, 3), np.float32),
+        transfer_out=transfer,
+    )
     assert np.all(transfer == np.float32(1e-8))
 
 
