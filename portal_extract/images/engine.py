@@ -80,6 +80,7 @@ class TileEngine:
         self._waiting_for = np.bincount(plan.order.unit_batches.items, minlength=len(plan.order.batches))
         self._lock = threading.Lock()
         self._claiming = threading.Lock()
+        self._patience_s = STARVING_S
         self._uncut: dict[int, None] = {}
         self._cut_early_as: dict[int, NDArray[np.float32]] = {}
         self._slots = Slots(plan.n_slots, background.loop)
@@ -114,7 +115,7 @@ class TileEngine:
         """
         while True:
             try:
-                item = self._ready.get(timeout=STARVING_S)
+                item = self._ready.get(timeout=self._patience_s)
             except queue.Empty:
                 if self._slots.are_awaited:
                     self._cut_early()
@@ -132,6 +133,7 @@ class TileEngine:
         with self._claiming:
             batch = next(iter(self._uncut), None)
             if batch is not None:
+                self._patience_s = STARVING_S / 100
                 self._cut_early_as[batch] = self._cut_now(batch, None)
                 del self._uncut[batch]
 

@@ -181,6 +181,8 @@ async def _cancel(tasks: set[asyncio.Task[Any]]) -> None:
 def _check_length(body: Body, start: int, stop: int | None, may_be_shorter: bool) -> None:
     if start < 0 or stop is None:
         return
-    found = len(body.part(start, stop))
-    if found != stop - start and not (may_be_shorter and body.total is not None):
-        raise AttemptError(f"the object ends after {body.total} bytes", is_lasting=True)
+    if len(body.part(start, stop)) == stop - start:
+        return
+    end = body.start + len(body.data)
+    if not may_be_shorter or body.total not in (None, end):
+        raise AttemptError(f"the object ends after {end} bytes", is_lasting=True)

@@ -199,13 +199,17 @@ class UnitLoader:
         if known is None:
             async with self._alone((segment.uri, segment.start)):
                 known = self.frames.get((segment.uri, segment.start))
-                known = known or await self.read_table(layout, position, segment)
+                if known is None:
+                    known, frame = await self.read_table(layout, position, segment)
+                    if frame is not None:  # a small object, or a store that does not serve ranges
+                        await self._place_frame(known.table, frame, target)
+                        return
         table = known.table
-        ranked = np.argsort(table.starts[target.tiles], kind="stable")
-        in_file = TileTarget(layout, target.arena, target.tiles[ranked], target.slots[ranked])
         if not target.tiles_are_blocks(table):
             await self._load_frame(layout, segment, target)
             return
+        ranked = np.argsort(table.starts[target.tiles], kind="stable")
+        in_file = TileTarget(layout, target.arena, target.tiles[ranked], target.slots[ranked])
         starts, stops = table.starts[in_file.tiles], table.stops[in_file.tiles]
 
         async def load_run(first: int, stop: int) -> None:
@@ -219,14 +223,30 @@ class UnitLoader:
     async def _load_frame(self, layout: ArrayLayout, segment: Segment, target: TileTarget) -> None:
         body = await self.source.get(segment.uri, segment.start, segment.stop)
         data = body.part(segment.start, segment.stop)
-        table = await self.decode(_parse_frame, layout, data)
+        await self._place_frame(await self.decode(_parse_frame, layout, data), data, target)
+
+    async def _place_frame(self, table: FrameTable, data: memoryview, target: TileTarget) -> None:
         if target.tiles_are_blocks(table):
             await self.decode(target.place_blocks, table, data, 0, 0, len(target.tiles))
         else:
             await self.decode(target.place_frame, data)
 
-    async def read_table(self, layout: ArrayLayout, position: Position, segment: Segment) -> KnownFrame:
+    async def read_table(
+        self, layout: ArrayLayout, position: Position, segment: Segment
+    ) -> tuple[KnownFrame, memoryview | None]:
         """Fetch the header and the table of a Blosc chunk, and remember them.
+
+        Parameters
+        ----------
+        layout, position, segment
+            The array, the position of the chunk in it, and where the chunk is stored.
+
+        Returns
+        -------
+        known
+            What is known now.
+        frame
+            The whole frame, if it has come along.
 
         Raises
         ------
@@ -248,7 +268,8 @@ class UnitLoader:
             data = body.part(segment.start, stop)
         known = KnownFrame(layout, position, parse_table(data, header), body.etag)
         self.frames[segment.uri, segment.start] = known
-        return known
+        frame = body.part(segment.start, segment.start + header.stored_bytes)
+        return known, frame if len(frame) == header.stored_bytes else None
 
     def _table_guess(self, expected: int) -> int:
         """Bytes to ask for: the table of the frame met before, or a little more than most have."""

@@ -44,7 +44,8 @@ async def block_bytes(loader: UnitLoader, regions: Regions) -> int | None:
         try:
             segment = await loader.segment(array, position)
             if segment is not None:
-                return (await loader.read_table(array, position, segment)).table.header.block_bytes
+                known, _ = await loader.read_table(array, position, segment)
+                return known.table.header.block_bytes
         except (MissingObjectError, FrameError):
             continue  # met again, and reported, when the chunk itself is loaded
     return None
