@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
@@ -10,10 +12,12 @@ from portal_extract.cli.progress import human_bytes
 from portal_extract.extraction.summary import ExtractionSummary
 
 
-def show_summary(summary: ExtractionSummary, *, as_json: bool, quiet: bool) -> None:
-    """Print the summary of an extraction: as JSON, as text, or not at all."""
+def show_summary(
+    summary: ExtractionSummary, *, as_json: bool, quiet: bool, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Print the summary of an extraction: as JSON (with what else is to be in it), as text, or not at all."""
     if as_json:
-        click.echo(json.dumps(summary.to_dict(), indent=1))
+        click.echo(json.dumps({**summary.to_dict(), **(extra or {})}, indent=1))
     elif not quiet:
         for line in summary_lines(summary):
             click.echo(line)
@@ -26,10 +30,7 @@ def summary_lines(summary: ExtractionSummary) -> list[str]:
         f"Extracted {summary.n_extracted} of {summary.n_particles} particles ({summary.n_views} images) "
         f"in {summary.seconds:.1f} s, {summary.n_extracted / seconds:.1f} particles/s"
     ]
-    for reason, count in summary.skipped.items():
-        where = [f"{s}: {r[reason]}" for s, r in summary.skipped_by_series.items() if reason in r]
-        more = f", and {len(where) - 4} more tilt series" if len(where) > 4 else ""
-        lines.append(f"  skipped {count}: {reason} ({'; '.join(where[:4])}{more})")
+    lines += skipped_lines(summary.skipped, summary.skipped_by_series)
     lines.append(
         f"  read {human_bytes(summary.bytes_read)} in {summary.n_requests} requests, "
         f"wrote {human_bytes(summary.bytes_written)}, peak memory {human_bytes(summary.peak_memory_bytes)}"
@@ -39,4 +40,17 @@ def summary_lines(summary: ExtractionSummary) -> list[str]:
         f"  {summary.output_dir}/optimisation_set.star names everything; next, for example:",
         f"  relion_refine --o Class3D/run --ios {summary.output_dir}/optimisation_set.star ...",
     ]
+    return lines
+
+
+def skipped_lines(
+    skipped: Mapping[str, int], by_series: Mapping[str, Mapping[str, int]], limit: int = 4
+) -> list[str]:
+    """Say how many particles are left out, why, and of which tilt series: those that lose most first."""
+    lines = []
+    for reason, count in skipped.items():
+        where = sorted(((r[reason], name) for name, r in by_series.items() if reason in r), reverse=True)
+        more = f"; and {len(where) - limit} more tilt series" if len(where) > limit else ""
+        told = "; ".join(f"{name}: {n}" for n, name in where[:limit])
+        lines.append(f"  skipped {count}: {reason} ({told}{more})")
     return lines

@@ -48,6 +48,18 @@ def human_bytes(n: float) -> str:
     return f"{n:.3g} TB"
 
 
+def human_seconds(seconds: float) -> str:
+    """Write a time: 0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 120:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
 class Lines:
     """Writes a line when a stage starts and ends, and now and then in between."""
 

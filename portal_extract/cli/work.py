@@ -27,13 +27,22 @@ def extract_and_report(
     if values["dry_run"]:
         from portal_extract.cli.dry_run import show_dry_run
 
-        show_dry_run(project, options, run, as_json=values["as_json"])
+        show_dry_run(
+            project,
+            options,
+            run,
+            as_json=values["as_json"],
+            quiet=values["quiet"],
+            output_dir=values["output_dir"],
+            bandwidth=values.get("bandwidth"),
+            extra=extra,
+        )
         return None
     with show_progress(values["quiet"] or values["as_json"]) as observer:
         summary = extract(
             project, options, values["output_dir"], run, observer, assumptions=assumptions, extra=extra
         )
-    show_summary(summary, as_json=values["as_json"], quiet=values["quiet"])
+    show_summary(summary, as_json=values["as_json"], quiet=values["quiet"], extra=extra)
     return summary
 
 

@@ -76,6 +76,15 @@ def written_bytes(options: ExtractOptions, n_particles: int, n_views: int) -> in
     return n_particles * (voxels * item + (full + wanted.write_combined) * _HEADER_BYTES)
 
 
+def count_reasons(survey: Sequence[SeriesSurvey]) -> dict[str, int]:
+    """Count the particles left out, by reason."""
+    reasons: dict[str, int] = {}
+    for one in survey:
+        for reason, indices in one.skipped.items():
+            reasons[reason] = reasons.get(reason, 0) + len(indices)
+    return reasons
+
+
 def refuse_hopeless(survey: Sequence[SeriesSurvey], needed_bytes: int, output_dir: Path) -> None:
     """Raise if nothing is left to extract, or if the disk has no room for it.
 
@@ -87,10 +96,7 @@ def refuse_hopeless(survey: Sequence[SeriesSurvey], needed_bytes: int, output_di
         Not enough free space.
     """
     if not sum(s.n_kept for s in survey):
-        reasons: dict[str, int] = {}
-        for one in survey:
-            for reason, indices in one.skipped.items():
-                reasons[reason] = reasons.get(reason, 0) + len(indices)
+        reasons = count_reasons(survey)
         told = "; ".join(f"{n} {reason}" for reason, n in reasons.items()) or "the particle table is empty"
         places = [s.diagnosis for s in survey if s.diagnosis][:3]
         raise IneligibleError(". ".join([f"No particle is left to extract: {told}", *places]))
