@@ -47,9 +47,9 @@ class TileTarget:
 
     def place_pixels(self, data: NDArray[np.uint8]) -> None:
         """Take all tiles from the decoded bytes of a whole chunk."""
-        self.place_bytes(data.data, 0, 0, len(self.tiles))
+        self.place_bytes(data.data, 0, np.arange(len(self.tiles)))
 
-    def place_bytes(self, data: memoryview, offset: int, first: int, stop: int) -> None:
+    def place_bytes(self, data: memoryview, offset: int, which: Ints) -> None:
         """Take tiles from uncompressed bytes.
 
         Parameters
@@ -58,16 +58,16 @@ class TileTarget:
             Some bytes of the chunk.
         offset
             Position of the first of them in the chunk.
-        first, stop
-            Which of the tiles.
+        which
+            ``(n,)`` which of the tiles.
         """
         size, dtype = self.tile_bytes, self.layout.dtype
-        for tile, slot in zip(self.tiles[first:stop].tolist(), self.slots[first:stop].tolist(), strict=True):
+        for tile, slot in zip(self.tiles[which].tolist(), self.slots[which].tolist(), strict=True):
             start = tile * size - offset
             pixels = np.frombuffer(data[start : start + size], dtype)
             self.arena[slot, : len(pixels)] = pixels
 
-    def place_blocks(self, table: FrameTable, data: memoryview, offset: int, first: int, stop: int) -> None:
+    def place_blocks(self, table: FrameTable, data: memoryview, offset: int, which: Ints) -> None:
         """Decode tiles that are blocks of a Blosc frame.
 
         Parameters
@@ -78,8 +78,8 @@ class TileTarget:
             Some bytes of the frame.
         offset
             Position of the first of them in the frame.
-        first, stop
-            Which of the tiles.
+        which
+            ``(n,)`` which of the tiles.
 
         Raises
         ------
@@ -88,7 +88,7 @@ class TileTarget:
         """
         header, dtype = table.header, self.layout.dtype
         in_place = dtype == np.dtype("=f4")
-        for tile, slot in zip(self.tiles[first:stop].tolist(), self.slots[first:stop].tolist(), strict=True):
+        for tile, slot in zip(self.tiles[which].tolist(), self.slots[which].tolist(), strict=True):
             stored = data[table.starts[tile] - offset : table.stops[tile] - offset]
             row = self.arena[slot]
             if in_place:

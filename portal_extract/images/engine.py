@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from portal_extract.images.decoding import TileTarget
 from portal_extract.images.layout import ArrayLayout
-from portal_extract.images.loader import UnitLoader, finish
+from portal_extract.images.loader import UnitLoader
 from portal_extract.images.session import Background
+from portal_extract.images.source import finish
 from portal_extract.kernels.cut import cut_boxes
 from portal_extract.planning.plan import GroupPlan
 

@@ -80,12 +80,18 @@ class Fetcher:
         Attempts, time limits, requests in flight.
     observer
         Told of the bytes that arrive.
+
+    Attributes
+    ----------
+    versions
+        Versions (ETags) of the MRC files opened, by address.
     """
 
     def __init__(self, store: Store, reading: ReadOptions, observer: Observer = ignore) -> None:
         self.store = store
         self._reading = reading
         self._observer = observer
+        self.versions: dict[str, str] = {}
         self.limit = RequestLimit(reading.requests_in_flight)
 
     async def get(

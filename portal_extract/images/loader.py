@@ -6,39 +6,27 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from portal_extract.errors import ChunkReadError, NotFoundError
 from portal_extract.images.blosc import HEADER_BYTES, FrameError, FrameTable, parse_header, parse_table
+from portal_extract.images.cache import BlockCache
 from portal_extract.images.decoding import TileTarget, coalesce
 from portal_extract.images.layout import ArrayLayout
 from portal_extract.images.options import ReadOptions
 from portal_extract.images.shards import ShardIndex, read_shard_index
-from portal_extract.images.store import AttemptError, Body, LocalStore, MissingObjectError
-from portal_extract.running.events import BytesRead, Observer
+from portal_extract.images.source import ByteSource
+from portal_extract.images.store import MissingObjectError
 
 DECODE_ATTEMPTS = 3
 PROBE_BYTES = 4096
 
 Position = tuple[int, int, int]
-
-
-class ByteSource(Protocol):
-    """Fetches ranges of objects, as :class:`portal_extract.images.fetcher.Fetcher` does."""
-
-    async def get(
-        self,
-        uri: str,
-        start: int = 0,
-        stop: int | None = None,
-        etag: str | None = None,
-        *,
-        may_be_shorter: bool = False,
-    ) -> Body:
-        """Fetch a range of an object."""
-        ...
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -83,6 +71,33 @@ class KnownFrame:
     etag: str | None
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """Parts of a stored chunk that are wanted.
+
+    Attributes
+    ----------
+    segment
+        The chunk.
+    etag
+        Version of the object, if known.
+    starts, stops
+        ``(n,)`` first byte of each in the chunk and the byte after its last, ascending.
+    object_bytes
+        Size that the object must have, if known.
+    """
+
+    segment: Segment
+    etag: str | None
+    starts: Ints
+    stops: Ints
+    object_bytes: int | None = None
+
+
+#: places some pieces: bytes of the chunk, position of the first of them, which pieces
+Place = Callable[[memoryview, int, Ints], None]
+
+
 @dataclass
 class UnitLoader:
     """Loads units; one per stream.
@@ -97,6 +112,10 @@ class UnitLoader:
         Calls a function where decoding is to happen.
     is_waiting
         Whether ``source`` and ``decode`` wait in an event loop; else everything happens at once, in turn.
+    cache
+        Stored blocks kept on a local disk, or None.
+    versions
+        Versions of MRC files, by address.
     frames
         Tables of Blosc frames met so far, by address.
     shards
@@ -107,6 +126,8 @@ class UnitLoader:
     reading: ReadOptions
     decode: Callable[..., Awaitable[Any]]
     is_waiting: bool
+    cache: BlockCache | None = None
+    versions: dict[str, str] = field(default_factory=dict)
     frames: dict[tuple[str, int], KnownFrame] = field(default_factory=dict)
     shards: dict[str, ShardIndex | None] = field(default_factory=dict)
     _locks: dict[object, asyncio.Lock] = field(default_factory=dict)
@@ -178,22 +199,15 @@ class UnitLoader:
             raise FrameError(f"an uncompressed chunk has {segment.n_bytes} bytes instead of {size}")
         starts = target.tiles * target.tile_bytes
         stops = np.minimum(starts + target.tile_bytes, size)
-
-        async def load_run(first: int, stop: int) -> None:
-            start, end = int(starts[first]), int(stops[stop - 1])
-            body = await self.source.get(segment.uri, segment.start + start, segment.start + end)
-            if not layout.is_mrc and segment.stop is None and body.total not in (None, size):
-                raise FrameError(f"an uncompressed chunk has {body.total} bytes instead of {size}")
-            data = body.part(segment.start + start, segment.start + end)
-            await self.decode(target.place_bytes, data, start, first, stop)
-
-        await self._all(load_run, coalesce(starts, stops, self.reading.gap_bytes))
+        object_bytes = size if not layout.is_mrc and segment.stop is None else None
+        pieces = Pieces(segment, self.versions.get(segment.uri), starts, stops, object_bytes)
+        await self._load_pieces(pieces, target.place_bytes)
 
     async def _load_blosc(
         self, layout: ArrayLayout, position: Position, segment: Segment, target: TileTarget, whole: bool
     ) -> None:
         known = self.frames.get((segment.uri, segment.start))
-        if known is None and whole:
+        if known is None and whole and self.cache is None:
             await self._load_frame(layout, segment, target)
             return
         if known is None:
@@ -211,14 +225,55 @@ class UnitLoader:
         ranked = np.argsort(table.starts[target.tiles], kind="stable")
         in_file = TileTarget(layout, target.arena, target.tiles[ranked], target.slots[ranked])
         starts, stops = table.starts[in_file.tiles], table.stops[in_file.tiles]
+        pieces = Pieces(segment, known.etag, starts, stops)
+        await self._load_pieces(pieces, partial(in_file.place_blocks, table))
+
+    async def _load_pieces(self, pieces: Pieces, place: Place) -> None:
+        """Fetch pieces of a chunk that are not in the cache, neighbours together, and place them all."""
+        segment = pieces.segment
+        missing = np.arange(len(pieces.starts))
+        if self.cache is not None and pieces.etag is not None:
+            missing = await self.decode(self._place_cached, pieces, place)
 
         async def load_run(first: int, stop: int) -> None:
-            start, end = int(starts[first]), int(stops[stop - 1])
-            body = await self.source.get(segment.uri, segment.start + start, segment.start + end, known.etag)
+            which = missing[first:stop]
+            start, end = int(pieces.starts[which[0]]), int(pieces.stops[which[-1]])
+            body = await self.source.get(segment.uri, segment.start + start, segment.start + end, pieces.etag)
+            if pieces.object_bytes is not None and body.total not in (None, pieces.object_bytes):
+                raise FrameError(
+                    f"an uncompressed chunk has {body.total} bytes instead of {pieces.object_bytes}"
+                )
             data = body.part(segment.start + start, segment.start + end)
-            await self.decode(in_file.place_blocks, table, data, start, first, stop)
+            await self.decode(self._place_fetched, pieces, place, data, start, which)
 
-        await self._all(load_run, coalesce(starts, stops, self.reading.gap_bytes))
+        await self._all(
+            load_run, coalesce(pieces.starts[missing], pieces.stops[missing], self.reading.gap_bytes)
+        )
+
+    def _place_cached(self, pieces: Pieces, place: Place) -> Ints:
+        assert self.cache is not None
+        assert pieces.etag is not None
+        missing = []
+        uri, base = pieces.segment.uri, pieces.segment.start
+        for piece, (start, stop) in enumerate(
+            zip(pieces.starts.tolist(), pieces.stops.tolist(), strict=True)
+        ):
+            content = self.cache.get(uri, pieces.etag, base + start, base + stop)
+            if content is None:
+                missing.append(piece)
+            else:
+                place(memoryview(content), start, np.array([piece]))
+        return np.array(missing, dtype=np.int64)
+
+    def _place_fetched(
+        self, pieces: Pieces, place: Place, data: memoryview, offset: int, which: Ints
+    ) -> None:
+        place(data, offset, which)
+        if self.cache is None or pieces.etag is None:
+            return
+        for start, stop in zip(pieces.starts[which].tolist(), pieces.stops[which].tolist(), strict=True):
+            content = data[start - offset : stop - offset]
+            self.cache.put(pieces.segment.uri, pieces.etag, pieces.segment.start + start, content)
 
     async def _load_frame(self, layout: ArrayLayout, segment: Segment, target: TileTarget) -> None:
         body = await self.source.get(segment.uri, segment.start, segment.stop)
@@ -227,7 +282,7 @@ class UnitLoader:
 
     async def _place_frame(self, table: FrameTable, data: memoryview, target: TileTarget) -> None:
         if target.tiles_are_blocks(table):
-            await self.decode(target.place_blocks, table, data, 0, 0, len(target.tiles))
+            await self.decode(target.place_blocks, table, data, 0, np.arange(len(target.tiles)))
         else:
             await self.decode(target.place_frame, data)
 
@@ -300,46 +355,3 @@ class UnitLoader:
 def _parse_frame(layout: ArrayLayout, data: memoryview) -> FrameTable:
     expected = layout.chunk_items * layout.dtype.itemsize
     return parse_table(data, parse_header(data, expected, len(data)))
-
-
-class LocalSource:
-    """Ranges of local files, read at once in the calling thread: its coroutines never wait.
-
-    Parameters
-    ----------
-    observer
-        Told of the bytes read.
-    """
-
-    def __init__(self, observer: Observer) -> None:
-        self._store = LocalStore()
-        self._observer = observer
-
-    async def get(
-        self,
-        uri: str,
-        start: int = 0,
-        stop: int | None = None,
-        etag: str | None = None,
-        *,
-        may_be_shorter: bool = False,
-    ) -> Body:
-        """Read a range of a file; see :class:`ByteSource`."""
-        try:
-            body = self._store.read(uri, start, stop)
-        except AttemptError as error:
-            raise ChunkReadError(uri, 1, error.cause) from error
-        if stop is not None and start >= 0 and len(body.data) < stop - start and not may_be_shorter:
-            raise ChunkReadError(uri, 1, f"the file ends after {body.total} bytes", (start, stop))
-        self._observer(BytesRead(len(body.data)))
-        return body
-
-
-def finish(coroutine: Any) -> Any:
-    """Run a coroutine that never waits."""
-    try:
-        coroutine.send(None)
-    except StopIteration as done:
-        return done.value
-    coroutine.close()
-    raise RuntimeError("a coroutine on local data tried to wait")

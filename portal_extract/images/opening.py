@@ -101,6 +101,8 @@ async def _open_mrc(fetcher: Fetcher, uri: str) -> ArrayLayout:
         body = await fetcher.get(uri, 0, MRC_HEADER_BYTES, may_be_shorter=True)
     except MissingObjectError:
         raise NotFoundError(f"{uri} does not exist") from None
+    if body.etag is not None:
+        fetcher.versions[uri] = body.etag
     return mrc_layout(uri, bytes(body.part(0, MRC_HEADER_BYTES)), body.total)
 
 

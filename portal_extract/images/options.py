@@ -49,7 +49,8 @@ class ReadOptions:
     hedge_after_s
         A second copy of a request is sent when no byte arrives for this long; None for never.
     cache_dir
-        Folder for stored blocks that were fetched over a network, or None for no cache.
+        Folder for stored blocks that were fetched over a network (of Blosc chunks, and rows of MRC files),
+        or None for no cache.
     cache_bytes
         Most bytes kept in ``cache_dir``.
     in_order
@@ -77,7 +78,11 @@ class ReadOptions:
     @property
     def threads(self) -> int:
         """Number of decoding threads."""
-        return self.decode_threads or len(os.sched_getaffinity(0))
+        if self.decode_threads:
+            return self.decode_threads
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
 
     def check(self) -> None:
         """Refuse values that cannot be honoured.

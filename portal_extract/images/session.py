@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portal_extract.errors import UnsupportedError
+from portal_extract.images.cache import BlockCache
 from portal_extract.images.fetcher import Fetcher
 from portal_extract.images.layout import ArrayLayout
-from portal_extract.images.loader import LocalSource, UnitLoader, finish
+from portal_extract.images.loader import UnitLoader
 from portal_extract.images.opening import open_layouts_with
 from portal_extract.images.options import ReadOptions
 from portal_extract.images.probing import block_bytes
+from portal_extract.images.source import LocalSource, finish
 from portal_extract.images.store import is_local, open_store
 from portal_extract.model import ImageStack
 from portal_extract.planning.regions import Regions
@@ -96,7 +98,15 @@ class Session:
         if self._local:
             self.loader = UnitLoader(LocalSource(observer), reading, _at_once, is_waiting=False)
         else:
-            self.loader = UnitLoader(self._fetcher, reading, background.decode, is_waiting=True)
+            cache = BlockCache(reading.cache_dir, reading.cache_bytes) if reading.cache_dir else None
+            self.loader = UnitLoader(
+                self._fetcher,
+                reading,
+                background.decode,
+                is_waiting=True,
+                cache=cache,
+                versions=self._fetcher.versions,
+            )
 
     def open(self, tilts: NDArray[np.int64]) -> dict[str, ArrayLayout]:
         """Read the layouts of the files of some tilt images, and of the first."""
@@ -110,7 +120,9 @@ class Session:
         return size
 
     def close(self) -> None:
-        """Close the store."""
+        """Close the store, and keep the cache within its bound."""
+        if self.loader.cache is not None:
+            self.loader.cache.trim()
         self.background.run(self._fetcher.store.close())
 
 

@@ -13,7 +13,7 @@ from portal_extract.images.layout import ArrayLayout
 from portal_extract.images.store import MissingObjectError
 
 if TYPE_CHECKING:
-    from portal_extract.images.loader import ByteSource
+    from portal_extract.images.source import ByteSource
 
 _MISSING = np.uint64(2**64 - 1)
 _CHECKSUM_BYTES = 4
