@@ -13,6 +13,7 @@ PortalExtractError
 │   ├── AccessDeniedError   the store refuses
 │   └── ChunkReadError      a stored chunk could not be fetched or decoded after all attempts
 ├── MemoryBudgetError       the plan cannot fit the memory given, with the number needed
+├── ClusterError            the dask cluster is lost, or its workers die
 └── OutputError             the output folder: in use, full, read-only, or of another run
     └── BadResultError      a result that must not be named in a STAR file (not finite, constant)
 
@@ -127,6 +128,10 @@ class ChunkReadError(ReadError):
 
 class MemoryBudgetError(PortalExtractError):
     """The plan cannot fit the memory given."""
+
+
+class ClusterError(PortalExtractError):
+    """The dask cluster could not be had or was lost, or its workers died; finished units are kept."""
 
 
 class OutputError(PortalExtractError):

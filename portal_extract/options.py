@@ -9,6 +9,7 @@ from portal_extract.errors import UnsupportedError
 
 PathStyle = Literal["auto", "absolute", "relative"]
 OutputMode = Literal["stack2d", "volume3d"]
+OnError = Literal["stop", "skip"]
 
 GIB = 1 << 30
 
@@ -184,6 +185,10 @@ class RunOptions:
         Start anew in a folder that holds an earlier run.
     requests_in_flight
         Concurrent requests to a remote store, per process.
+    total_requests
+        Concurrent requests of all processes of a cluster together.
+    on_error
+        After a unit of work failed: ``stop`` when those at work are done, or ``skip`` it.
     """
 
     workers: int | None = None
@@ -191,3 +196,5 @@ class RunOptions:
     paths: PathStyle = "auto"
     overwrite: bool = False
     requests_in_flight: int = 32
+    total_requests: int = 512
+    on_error: OnError = "stop"

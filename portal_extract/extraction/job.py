@@ -12,18 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from portal_extract.errors import BadResultError
-from portal_extract.extraction.summary import ExtractionSummary, peak_memory_bytes
+from portal_extract.extraction.resume import left_to_do, still_there, sums_units
+from portal_extract.extraction.summary import ExtractionSummary, peak_memory_bytes, series_failures
 from portal_extract.extraction.sums import write_sums
 from portal_extract.extraction.survey import refuse_hopeless, result_bytes, survey_project, written_bytes
-from portal_extract.extraction.tasks import (
-    STACK_SUFFIX,
-    VOLUME_SUFFIX,
-    WEIGHT_SUFFIX,
-    Unit,
-    cut_units,
-    make_tasks,
-    sum_path,
-)
+from portal_extract.extraction.tasks import STACK_SUFFIX, VOLUME_SUFFIX, WEIGHT_SUFFIX, make_tasks
 from portal_extract.extraction.views import find_views
 from portal_extract.model import Bools, Floats, Ints, Project
 from portal_extract.options import ExtractOptions, RunOptions
@@ -31,10 +24,11 @@ from portal_extract.relion_io.extraction_star import ExtractedParticles, write_e
 from portal_extract.relion_io.paths import output_prefix, stack_paths
 from portal_extract.running.events import Note, Observer, StageAdvanced, StageFinished, StageStarted, ignore
 from portal_extract.running.folder import hold_output, write_report
+from portal_extract.running.guard import Guard
 from portal_extract.running.identity import project_identity
 from portal_extract.running.journal import Journal
-from portal_extract.running.schedulers import run_on_dask, run_on_threads
-from portal_extract.running.units import UnitResult
+from portal_extract.running.schedulers import Place, find_place, run_units
+from portal_extract.running.units import UnitFailure, UnitResult
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -51,6 +45,8 @@ RESULTS = (
     "sum_weight.mrc",
     "sum_div.mrc",
 )
+FAILED = "failed"
+"""Reason of the particles whose unit failed."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +112,9 @@ def extract(
     OutputError
         The folder holds another run, or there is no room.
     ReadError
-        Pixels could not be had.
+        Pixels could not be had, and ``run.on_error`` is ``stop``.
+    ClusterError
+        The dask cluster is lost.
     """
     started, run, output_dir = time.monotonic(), run or RunOptions(), Path(output_dir)
     options.check()
@@ -124,23 +122,29 @@ def extract(
     names = stack_paths(project, STACK_SUFFIX if options.mode == "stack2d" else VOLUME_SUFFIX)
     survey = survey_project(project, options)
     refuse_hopeless(survey, result_bytes(survey, options), output_dir)
-    cut_units(project, remaining_particles(project, ()), options, run)
+    place = find_place(run, client, observer)
+    left_to_do(project, options, place)
     with hold_output(output_dir, RESULTS, overwrite=run.overwrite):
         journal = Journal(output_dir)
         finished = journal.begin(project_identity(project, options))
-        job = _Job(project, options, output_dir, names, run, observer, client, journal)
+        job = _Job(project, options, output_dir, names, place, observer, journal)
         observer(StageStarted("extract", sum(s.n_views for s in survey), "views"))
-        results = job.run(finished)
+        results, failures = job.run(finished)
+        if failures and (run.on_error == "stop" or not results):
+            write_report(output_dir, _stopped(options, results, failures))
+            raise failures[0].error
         observer(StageFinished("extract"))
         bad = {particle: reason for result in results for particle, reason in result.bad.items()}
+        bad.update({particle: FAILED for failure in failures for particle in failure.particles})
         outcomes = [
             _outcome(project, options, index, bad) for index, p in enumerate(project.particles_of) if len(p)
         ]
         for sentence in _write_tables(project, options, output_dir, prefix, names, outcomes):
             observer(Note(sentence, "warning"))
-        if options.mode == "volume3d" and options.volume.write_sum:
+        if sums_units(options):
             write_sums(project, options, output_dir, results)
         summary = _summarise(project, options, output_dir, outcomes, results, started, assumptions or {})
+        summary = dataclasses.replace(summary, failures=series_failures(failures))
         write_report(
             output_dir, {"options": dataclasses.asdict(options), **summary.to_dict(), **(extra or {})}
         )
@@ -155,14 +159,14 @@ class _Job:
     options: ExtractOptions
     output_dir: Path
     names: Sequence[str]
-    run_options: RunOptions
+    place: Place
     observer: Observer
-    client: Client | None
     journal: Journal
 
-    def run(self, finished: Sequence[UnitResult]) -> list[UnitResult]:
-        """Run what is not finished; give the results of everything."""
-        results = [result for result in finished if self._is_there(result)]
+    def run(self, finished: Sequence[UnitResult]) -> tuple[list[UnitResult], list[UnitFailure]]:
+        """Run what is not finished; give the results of everything, and what failed."""
+        project, options = self.project, self.options
+        results = still_there(project, options, self.output_dir, self.names, finished, self.journal)
         if results:
             n_done = sum(len(result.particles) for result in results)
             self.observer(Note(f"{self.output_dir}: {n_done} particles are done from an earlier run"))
@@ -172,45 +176,23 @@ class _Job:
             self.journal.record(result)
             results.append(result)
 
-        todo = remaining_particles(self.project, results)
-        units = cut_units(self.project, todo, self.options, self.run_options, self._n_processes())
-        tasks = make_tasks(self.project, units, self.options, self.output_dir, self.names)
-        if self.client is None:
-            run_on_threads(tasks, self.run_options, self.observer, done)
-        else:
-            run_on_dask(tasks, self.run_options, self.observer, done, self.client)
-        return results
-
-    def _n_processes(self) -> int:
-        return 1 if self.client is None else len(self.client.scheduler_info(n_workers=-1)["workers"])
-
-    def _is_there(self, result: UnitResult) -> bool:
-        """Look for the files of a finished unit; if one is gone, the unit is done again."""
-        particles = np.array(result.particles)
-        series_index = int(self.project.particles.tilt_series[particles[0]])
-        views = find_views(self.project.part(series_index, particles), 0, self.options)
-        kept = [i for i in particles[views.kept] if i not in result.bad]
-        files = [self.output_dir / self.names[i] for i in kept] if writes_particles(self.options) else []
-        if self.options.mode == "volume3d" and self.options.volume.write_sum:
-            files.append(sum_path(self.output_dir, result.particles))
-        if all(file.is_file() for file in files):
-            return True
-        self.journal.forget(result)
-        return False
+        units = left_to_do(project, options, self.place, results)
+        tasks = make_tasks(project, units, options, self.output_dir, self.names)
+        guard = Guard(str(self.output_dir.absolute()), self.journal.token)
+        failures = run_units(tasks, self.place, guard, self.observer, done)
+        return results, failures
 
 
-def writes_particles(options: ExtractOptions) -> bool:
-    """Tell whether there is a file for each particle."""
-    return options.mode == "stack2d" or options.volume.write_particles
-
-
-def remaining_particles(project: Project, finished: Sequence[UnitResult]) -> list[Unit]:
-    """List the particles of each tilt series that no finished unit holds."""
-    done = np.zeros(len(project.particles), dtype=bool)
-    for result in finished:
-        done[list(result.particles)] = True
-    parts = [(index, p[~done[p]]) for index, p in enumerate(project.particles_of)]
-    return [(index, p) for index, p in parts if len(p)]
+def _stopped(
+    options: ExtractOptions, results: Sequence[UnitResult], failures: Sequence[UnitFailure]
+) -> dict[str, Any]:
+    """Report of a run that was stopped by failures."""
+    return {
+        "options": dataclasses.asdict(options),
+        "complete": False,
+        "particles_done": sum(len(result.particles) for result in results),
+        "failures": [failure.to_dict() for failure in series_failures(failures)],
+    }
 
 
 def _outcome(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -108,9 +109,11 @@ class VolumeConsumer:
                 for volumes in made:
                     if volumes is not None:
                         total.add(*volumes)
-        with open(self._sum_path.with_name(f".{self._sum_path.name}.part"), "wb") as file:
+        # a name of its own: a cluster may do a unit twice at the same time
+        temporary = self._sum_path.with_name(f".{self._sum_path.name}.{uuid.uuid4().hex[:12]}.part")
+        with open(temporary, "wb") as file:
             np.savez(file, data=total.data, weight=total.weight)
-        Path(file.name).replace(self._sum_path)
+        temporary.replace(self._sum_path)
 
     def _spectra(
         self, which: Ints, patches: NDArray[np.float32]

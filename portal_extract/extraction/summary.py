@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from portal_extract.model import Ints
+from portal_extract.running.units import UnitFailure
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,38 @@ class SeriesSurvey:
 
 
 @dataclass(frozen=True)
+class SeriesFailure:
+    """What failed of one tilt series, and why.
+
+    Attributes
+    ----------
+    name
+        Of the tilt series.
+    n_particles
+        Particles that are missing because of this cause.
+    cause
+        A sentence.
+    """
+
+    name: str
+    n_particles: int
+    cause: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values, for JSON."""
+        return {"tilt_series": self.name, "particles": self.n_particles, "cause": self.cause}
+
+
+def series_failures(failures: Sequence[UnitFailure]) -> tuple[SeriesFailure, ...]:
+    """Sum up the units that failed, by tilt series and cause."""
+    counts: dict[tuple[str, str], int] = {}
+    for failure in failures:
+        key = (failure.label, failure.cause)
+        counts[key] = counts.get(key, 0) + len(failure.particles)
+    return tuple(SeriesFailure(name, count, cause) for (name, cause), count in counts.items())
+
+
+@dataclass(frozen=True)
 class ExtractionSummary:
     """What an extraction did.
 
@@ -56,6 +89,8 @@ class ExtractionSummary:
         Of this process.
     assumptions
         Values that the source does not have and the user may want to change.
+    failures
+        Tilt series of which something failed and was skipped.
     """
 
     output_dir: Path
@@ -70,11 +105,13 @@ class ExtractionSummary:
     seconds: float
     peak_memory_bytes: int
     assumptions: Mapping[str, Any] = field(default_factory=dict)
+    failures: tuple[SeriesFailure, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""
         return {
             "output_dir": str(self.output_dir),
+            "complete": not self.failures,
             "particles": self.n_particles,
             "extracted": self.n_extracted,
             "views": self.n_views,
@@ -86,6 +123,7 @@ class ExtractionSummary:
             "seconds": round(self.seconds, 3),
             "peak_memory_bytes": self.peak_memory_bytes,
             "assumptions": dict(self.assumptions),
+            "failures": [failure.to_dict() for failure in self.failures],
         }
 
 

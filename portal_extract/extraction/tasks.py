@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,11 @@ from portal_extract.optics.dose import dose_ranges, dose_weights
 from portal_extract.options import ExtractOptions, RunOptions
 from portal_extract.running.events import Observer
 from portal_extract.running.journal import FOLDER as JOURNAL
+from portal_extract.running.units import to_runs
 
 STACK_SUFFIX, VOLUME_SUFFIX, WEIGHT_SUFFIX = "_stack2d.mrcs", "_data.mrc", "_weights.mrc"
 _BATCH_BYTES = 2 << 20
+_SUMMED_BYTES = 64 << 20
 
 Unit = tuple[int, Ints]
 """Index of a tilt series, and the indices of some of its particles in the project."""
@@ -106,23 +109,22 @@ def make_tasks(
     options: ExtractOptions,
     output_dir: Path,
     names: Sequence[str],
-) -> list[ExtractTask]:
-    """Make the tasks of units; ``names`` are the main files of all particles of the project."""
-    return [
-        ExtractTask(
+) -> Iterator[ExtractTask]:
+    """Make the tasks of units, one by one; ``names`` are the main files of all particles of the project."""
+    for series_index, particles in units:
+        yield ExtractTask(
             particles=tuple(particles.tolist()),
             project=project.part(series_index, particles),
             options=options,
             output_dir=str(output_dir.absolute()),
             paths=tuple(names[i] for i in particles),
         )
-        for series_index, particles in units
-    ]
 
 
 def sum_path(output_dir: Path, particles: Sequence[int]) -> Path:
     """Name the file that keeps the sum over a unit until the end of the job."""
-    return output_dir / JOURNAL / f".sum-{particles[0]:08d}-{len(particles)}.npz"
+    name = hashlib.sha256(repr(to_runs(particles)).encode()).hexdigest()[:12]
+    return output_dir / JOURNAL / f".sum-{particles[0]:08d}-{name}.npz"
 
 
 def memory_shares(
@@ -157,12 +159,13 @@ def waiting_bytes(options: ExtractOptions) -> int:
 
 
 def cut_units(
-    project: Project, todo: Sequence[Unit], options: ExtractOptions, run: RunOptions, n_processes: int = 1
+    project: Project, todo: Sequence[Unit], options: ExtractOptions, run: RunOptions, n_slots: int = 1
 ) -> list[Unit]:
     """Cut the particles of tilt series into units that fit the memory and occupy all processes.
 
     Stacks that wait can be put on disk, so only volumes need units that fit. A large tilt series is cut into
-    strips along its tilt axis, because these share the fewest pixels.
+    strips along its tilt axis, because these share the fewest pixels. Units that leave a sum are cut by the
+    number of their particles alone, so that the order of summation does not depend on where they run.
 
     Parameters
     ----------
@@ -172,8 +175,8 @@ def cut_units(
         Tilt series and their particles that are to be done.
     options, run
         Give the size of what waits, and the memory.
-    n_processes
-        Worker processes of a cluster, 1 without one.
+    n_slots
+        Units that run at the same time on a cluster, 1 without one.
 
     Returns
     -------
@@ -182,33 +185,44 @@ def cut_units(
     Raises
     ------
     MemoryBudgetError
-        Not even one particle fits.
+        Not even one particle fits, or not those of one sum.
     """
     units: list[Unit] = []
-    most = max(1, -(-sum(len(p) for _, p in todo) // (4 * n_processes))) if n_processes > 1 else 1 << 62
+    sums = options.mode == "volume3d" and options.volume.write_sum
+    most = max(16, -(-sum(len(p) for _, p in todo) // (4 * n_slots))) if n_slots > 1 and not sums else 1 << 62
     for series_index, particles in todo:
-        limit = max(most, 16) if n_processes > 1 else most
+        limit = most
         if options.mode == "volume3d":
-            limit = min(limit, _particles_in_memory(project, series_index, options, run))
+            summed = max(1, _SUMMED_BYTES // _particle_bytes(project, series_index, options)) if sums else 1
+            fitting = _particles_in_memory(project, series_index, options, run, min(summed, len(particles)))
+            limit = summed if sums else min(limit, fitting)
         n_units = -(-len(particles) // limit)
+        if n_units == 1:
+            units.append((series_index, particles))
+            continue
         order = particles[np.argsort(_along_axis(project, series_index, particles), kind="stable")]
         units += [(series_index, np.sort(part)) for part in np.array_split(order, n_units)]
     return units
 
 
+def _particle_bytes(project: Project, series_index: int, options: ExtractOptions) -> int:
+    return project.tilt_series[series_index].n_tilts * waiting_bytes(options)
+
+
 def _particles_in_memory(
-    project: Project, series_index: int, options: ExtractOptions, run: RunOptions
+    project: Project, series_index: int, options: ExtractOptions, run: RunOptions, at_least: int
 ) -> int:
     size = options.output_size
     # accumulators, the volumes made of them, and double-precision temporaries, per thread
     volume = size**3 * 4 * 8
-    particle = project.tilt_series[series_index].n_tilts * waiting_bytes(options)
+    particle = _particle_bytes(project, series_index, options)
     workers = run.workers or 1
     share = run.memory_bytes // 2 - workers * volume
-    if share < particle:
-        needed = 2 * (particle + workers * volume)
+    if share < particle * at_least:
+        needed = 2 * (particle * at_least + workers * volume)
+        what = "a volume" if at_least == 1 else f"a sum of {at_least} volumes"
         raise MemoryBudgetError(
-            f"{project.tilt_series[series_index].name}: a volume of box {options.box_size} needs "
+            f"{project.tilt_series[series_index].name}: {what} of box {options.box_size} needs "
             f"{needed / 2**30:.2f} GiB with {workers} workers, --memory is "
             f"{run.memory_bytes / 2**30:.2f} GiB; raise --memory, "
             "or use fewer --workers, a smaller --box-size or a larger --bin"

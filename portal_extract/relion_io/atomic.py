@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
+import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,8 +28,8 @@ def write_atomically(path: str | os.PathLike[str], *buffers: Buffer) -> None:
         The disk refuses (full, read-only, no such folder); nothing is left behind.
     """
     target = Path(path)
-    # one name per process and thread: two writers of one target must not share it
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.part")
+    # a random name: two writers of one target, on whatever machines, must not share it
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
     try:
         descriptor = os.open(
             temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -14,7 +15,9 @@ from typing import Any
 from portal_extract._version import __version__
 from portal_extract.errors import OutputError
 from portal_extract.relion_io.atomic import write_atomically
+from portal_extract.running.guard import UNITS_LOCK, no_units
 from portal_extract.running.journal import FOLDER as JOURNAL
+from portal_extract.running.journal import IDENTITY
 
 _LOCK = ".lock"
 
@@ -38,12 +41,10 @@ def hold_output(output_dir: Path, results: tuple[str, ...], *, overwrite: bool) 
         The folder is in use by another run or cannot be written, or it holds results without the journal of
         the run that made them.
     """
-    import fcntl
-
     journal = output_dir / JOURNAL
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        known = journal.is_dir() and any(journal.glob("*.json"))
+        known = (journal / IDENTITY).is_file()
         found = [name for name in results if (output_dir / name).exists()]
         if found and not known and not overwrite:
             raise OutputError(
@@ -60,27 +61,38 @@ def hold_output(output_dir: Path, results: tuple[str, ...], *, overwrite: bool) 
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in (errno.ENOLCK, errno.ENOTSUP):
-                # a file system without locks: two runs at once cannot be told, the results are the same
-                yield
-                return
-            raise OutputError(f"{output_dir}: another run is writing here; wait for it to end") from error
-        if overwrite:
-            for path in [*(output_dir / name for name in results), *journal.glob("*.json"), *journal.glob(".sum-*")]:
-                _remove(path)
-        else:
-            _sweep(output_dir, results)
+            # on a file system without locks two runs at once cannot be told
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                raise OutputError(f"{output_dir}: another run is writing here; wait for it to end") from error
+        try:
+            if overwrite:
+                _empty(output_dir, results)
+            else:
+                _sweep(output_dir, results)
+        except OSError as error:
+            raise OutputError(f"{output_dir}: cannot be cleared: {error}") from error
         yield
+
+
+def _empty(output_dir: Path, results: tuple[str, ...]) -> None:
+    """Remove results and journal; the journal's identity first, so that no unit of the old run begins."""
+    journal = output_dir / JOURNAL
+    with no_units(journal):
+        (journal / IDENTITY).unlink(missing_ok=True)
+        for path in [*(output_dir / name for name in results), *journal.iterdir()]:
+            if path.name not in (_LOCK, UNITS_LOCK):
+                _remove(path)
 
 
 def _sweep(output_dir: Path, results: tuple[str, ...]) -> None:
     """Remove the unfinished files of a run that was killed."""
-    for name in results:
-        for path in (output_dir / name).rglob(".*.part") if (output_dir / name).is_dir() else ():
-            path.unlink(missing_ok=True)
-    for folder in (output_dir, output_dir / JOURNAL):
-        for path in folder.glob(".*.part"):
-            path.unlink(missing_ok=True)
+    folders = [output_dir / name for name in results if (output_dir / name).is_dir()]
+    walked = [(root, files) for folder in folders for root, _, files in os.walk(folder)]
+    walked += [next(os.walk(folder))[::2] for folder in (output_dir, output_dir / JOURNAL)]
+    for root, files in walked:
+        for name in files:
+            if name.startswith(".") and name.endswith(".part"):
+                Path(root, name).unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:

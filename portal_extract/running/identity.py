@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from portal_extract._version import __version__
 from portal_extract.model import ImageStack, Project, TiltSeries
 
 
@@ -25,7 +26,7 @@ def project_identity(project: Project, options: Any) -> dict[str, dict[str, Any]
 
     Returns
     -------
-    Sections ``options`` and ``inputs`` of JSON values.
+    Sections ``program``, ``options`` and ``inputs`` of JSON values.
     """
     inputs = {
         "tilt series": digest([_without_images(s) for s in project.tilt_series]),
@@ -36,7 +37,8 @@ def project_identity(project: Project, options: Any) -> dict[str, dict[str, Any]
     if project.tables is not None:
         inputs["particle table"] = digest(project.tables.particles.to_csv(index=False))
         inputs["optics table"] = digest(project.tables.optics.to_csv(index=False))
-    return {"options": dataclasses.asdict(options), "inputs": inputs}
+    program = {"portal-extract": __version__}
+    return {"program": program, "options": dataclasses.asdict(options), "inputs": inputs}
 
 
 def _without_images(series: TiltSeries) -> list[Any]:

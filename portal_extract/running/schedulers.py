@@ -6,17 +6,22 @@ Both call the same task on the same engine; only the place differs.
 from __future__ import annotations
 
 import os
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
+from portal_extract.errors import OutputError
 from portal_extract.images.boxes import PatchBatch
 from portal_extract.options import RunOptions
-from portal_extract.running.engine import ViewConsumer, run_streams
-from portal_extract.running.events import BytesRead, Observer, StageAdvanced
+from portal_extract.running.engine import Opener, ViewConsumer, run_streams
+from portal_extract.running.events import Note, Observer
+from portal_extract.running.guard import Guard
 from portal_extract.running.tally import Tally
-from portal_extract.running.units import UnitConsumer, UnitResult, UnitTask
+from portal_extract.running.units import UnitConsumer, UnitFailure, UnitResult, UnitTask
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -25,42 +30,196 @@ Done = Callable[[UnitResult], None]
 """Called in the calling thread of the scheduler's process, once for each finished unit."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the units of a job run.
+
+    Attributes
+    ----------
+    run
+        Threads, memory and requests of each unit, and what to do about one that fails.
+    n_slots
+        Units that run at the same time.
+    client
+        Of a dask cluster; None for threads of this process.
+    """
+
+    run: RunOptions
+    n_slots: int = 1
+    client: Client | None = None
+
+
 def n_workers(run: RunOptions) -> int:
     """Give the number of computing threads of this process."""
     return run.workers or len(os.sched_getaffinity(0))
 
 
-def run_on_threads(tasks: Sequence[UnitTask], run: RunOptions, observer: Observer, done: Done) -> None:
-    """Run units one after the other on the threads of this process; reading runs ahead.
+def find_place(run: RunOptions, client: Client | None, observer: Observer) -> Place:
+    """Divide threads, memory and requests between the units that run at the same time.
+
+    A worker process with ``t`` dask threads does ``t`` units at a time; each has its part of the process's
+    computing threads (``run.workers``, by default ``t``), memory and requests.
+
+    Parameters
+    ----------
+    run
+        Bounds of one process, and of the requests of all processes together.
+    client
+        Of a dask cluster; None for threads of this process.
+    observer
+        Told if there are no workers yet.
 
     Raises
     ------
-    PortalExtractError
-        The first error of a unit.
+    ClusterError
+        No worker appears.
+    """
+    if client is None:
+        return Place(replace(run, workers=n_workers(run)))
+    from portal_extract.running.cluster import wait_for_threads
+
+    threads = wait_for_threads(client, observer)
+    most, slots = max(threads.values()), sum(threads.values())
+    return Place(
+        replace(
+            run,
+            workers=max(1, (run.workers or most) // most),
+            memory_bytes=run.memory_bytes // most,
+            requests_in_flight=max(1, min(run.requests_in_flight // most, run.total_requests // slots)),
+        ),
+        slots,
+        client,
+    )
+
+
+def run_units(
+    tasks: Iterable[UnitTask], place: Place, guard: Guard, observer: Observer, done: Done
+) -> list[UnitFailure]:
+    """Run units.
+
+    Parameters
+    ----------
+    tasks
+        Made one by one, shortly before they run.
+    place
+        Where.
+    guard
+        Permission to write; the caller holds the folder.
+    observer
+        Told of what is read and done.
+    done
+        Told of each finished unit.
+
+    Returns
+    -------
+    The units that failed. After the first one no further unit is begun, unless the run is to skip them; those
+    at work are finished.
+
+    Raises
+    ------
+    OutputError
+        Results cannot be written; this is not skipped.
+    ClusterError
+        The cluster is lost.
+    """
+    if place.client is not None:
+        from portal_extract.running.cluster import run_on_cluster
+
+        return run_on_cluster(tasks, place, guard, observer, done)
+    failures: list[UnitFailure] = []
+
+    def failed(task: UnitTask, error: Exception) -> bool:
+        failures.append(failure_of(task.label, task.particles, error, observer))
+        return place.run.on_error == "skip"
+
+    run_on_threads(tasks, place.run, observer, done, failed)
+    return failures
+
+
+def failure_of(label: str, particles: tuple[int, ...], error: Exception, observer: Observer) -> UnitFailure:
+    """Say that a unit failed; raise what must stop the run in any case.
+
+    Raises
+    ------
+    OutputError
+        If that is what happened: where one result cannot be written, none can.
+    """
+    if isinstance(error, OutputError):
+        raise error
+    failure = UnitFailure(label, particles, error)
+    observer(Note(f"{label}: {len(particles)} particles failed: {failure.cause}", "warning"))
+    return failure
+
+
+def run_on_threads(
+    tasks: Iterable[UnitTask],
+    run: RunOptions,
+    observer: Observer,
+    done: Done,
+    failed: Callable[[UnitTask, Exception], bool] | None = None,
+) -> None:
+    """Run units one after the other on the threads of this process; reading runs ahead.
+
+    Parameters
+    ----------
+    tasks, run, observer, done
+        As in :func:`run_units`.
+    failed
+        Told of each unit that failed; says whether further units are to be begun. None: the first error
+        stops everything.
+
+    Raises
+    ------
+    Exception
+        Without ``failed``, the first error of a unit.
     """
     workers = n_workers(run)
+    running: dict[int, UnitTask] = {}
 
-    def opener(task: UnitTask) -> Callable[[], tuple[Iterator[PatchBatch], ViewConsumer]]:
-        def open_unit() -> tuple[Iterator[PatchBatch], ViewConsumer]:
-            tally = Tally(observer)
-            stream, consumer = task.open(run, workers, tally)
-            return stream, _Reporting(task, consumer, tally, done)
+    def openers() -> Iterator[Opener]:
+        for number, task in enumerate(tasks):
+            running[number] = task
+            yield partial(open_unit, number, task)
 
-        return open_unit
+    def open_unit(number: int, task: UnitTask) -> tuple[Iterator[PatchBatch], ViewConsumer]:
+        def finished(result: UnitResult) -> None:
+            done(result)
+            del running[number]
 
-    run_streams([opener(task) for task in tasks], workers)
+        tally = Tally(observer)
+        stream, consumer = task.open(run, workers, tally)
+        return stream, _Reporting(task, consumer, tally, finished)
+
+    def unit_failed(number: int, error: Exception) -> bool:
+        if failed is None:
+            raise error
+        return failed(running.pop(number), error)
+
+    run_streams(openers(), workers, unit_failed)
 
 
 class _Reporting:
-    """A consumer that reports its unit as done."""
+    """A consumer that reports its unit as done, and tells errors of writing from others."""
 
     def __init__(self, task: UnitTask, consumer: UnitConsumer, tally: Tally, done: Done) -> None:
         self._task, self._consumer, self._tally, self._done = task, consumer, tally, done
-        self.consume = consumer.consume
+
+    def consume(self, which: NDArray[np.int64], patches: NDArray[np.float32]) -> None:
+        try:
+            self._consumer.consume(which, patches)
+        except OSError as error:
+            raise self._not_written(error) from error
 
     def finish(self) -> None:
-        self._consumer.finish()
+        try:
+            self._consumer.finish()
+        except OSError as error:
+            raise self._not_written(error) from error
         self._done(result_of(self._task, self._consumer, self._tally))
+
+    def _not_written(self, error: OSError) -> OutputError:
+        where = f"{self._task.label}: {error.filename}" if error.filename else self._task.label
+        return OutputError(f"{where}: results cannot be written: {error.strerror or error}")
 
 
 def result_of(task: UnitTask, consumer: UnitConsumer, tally: Tally) -> UnitResult:
@@ -75,46 +234,9 @@ def result_of(task: UnitTask, consumer: UnitConsumer, tally: Tally) -> UnitResul
     )
 
 
-def run_unit(task: UnitTask, run: RunOptions) -> UnitResult:
+def run_unit(task: UnitTask, run: RunOptions, guard: Guard) -> UnitResult:
     """Run one unit in this process, on its own; what a worker of a cluster is sent."""
     results: list[UnitResult] = []
-    run_on_threads([task], run, Tally(), results.append)
+    with guard.held():
+        run_on_threads([task], run, Tally(), results.append)
     return results[0]
-
-
-def run_on_dask(
-    tasks: Sequence[UnitTask], run: RunOptions, observer: Observer, done: Done, client: Client
-) -> None:
-    """Run units on the workers of a dask cluster.
-
-    The requests in flight of all workers together stay within ``run.requests_in_flight`` for each worker
-    process that the budget has room for, at least one each.
-
-    Raises
-    ------
-    PortalExtractError
-        The first error of a unit, after the units that run have been cancelled.
-    """
-    from distributed import as_completed
-
-    workers: dict[str, Any] = client.scheduler_info(n_workers=-1)["workers"]
-    threads = max((w["nthreads"] for w in workers.values()), default=1)
-    local = replace(
-        run,
-        workers=run.workers or threads,
-        requests_in_flight=max(1, run.requests_in_flight // max(1, len(workers))),
-    )
-    futures = [
-        client.submit(
-            run_unit, task, local, key=f"{task.label}-{task.particles[0]}-{uuid.uuid4().hex[:8]}", pure=False
-        )
-        for task in tasks
-    ]
-    try:
-        for future in as_completed(futures):  # type: ignore[no-untyped-call]
-            result: UnitResult = future.result()
-            observer(BytesRead(result.bytes_read, result.n_requests))
-            observer(StageAdvanced("extract", result.n_views))
-            done(result)
-    finally:
-        client.cancel(futures)  # type: ignore[no-untyped-call]

@@ -5,7 +5,7 @@ A task can be pickled and holds no open file, no filesystem and no pixel; what c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -44,7 +44,7 @@ class UnitResult:
         """Everything as plain values, for the journal."""
         return {
             "label": self.label,
-            "particles": list(self.particles),
+            "particles": to_runs(self.particles),
             "bad": {str(k): v for k, v in self.bad.items()},
             "n_views": self.n_views,
             "bytes_read": self.bytes_read,
@@ -55,9 +55,36 @@ class UnitResult:
     def from_dict(cls, content: Mapping[str, Any]) -> UnitResult:
         """Read what :meth:`to_dict` wrote."""
         values = dict(content)
-        values["particles"] = tuple(values["particles"])
+        values["particles"] = from_runs(values["particles"])
         values["bad"] = {int(k): v for k, v in values["bad"].items()}
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class UnitFailure:
+    """A unit that could not be done.
+
+    Attributes
+    ----------
+    label
+        Name of the tilt series.
+    particles
+        Indices (into the whole project) of the unit's particles.
+    error
+        Why.
+    """
+
+    label: str
+    particles: tuple[int, ...]
+    error: Exception
+
+    @property
+    def cause(self) -> str:
+        """Why, as a sentence; errors that nobody foresaw are named with their type."""
+        from portal_extract.errors import PortalExtractError
+
+        text = str(self.error)
+        return text if isinstance(self.error, PortalExtractError) else f"{type(self.error).__name__}: {text}"
 
 
 class UnitConsumer(ViewConsumer, Protocol):
@@ -83,3 +110,19 @@ class UnitTask(Protocol):
         self, run: RunOptions, workers: int, observer: Observer
     ) -> tuple[Iterator[PatchBatch], UnitConsumer]:
         """Open the stream of patches and the consumer that takes them."""
+
+
+def to_runs(numbers: Iterable[int]) -> list[list[int]]:
+    """Write numbers as runs of consecutive ones: first, and one after the last."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number:
+            runs[-1][1] = number + 1
+        else:
+            runs.append([number, number + 1])
+    return runs
+
+
+def from_runs(runs: Iterable[Iterable[int]]) -> tuple[int, ...]:
+    """Read what :func:`to_runs` wrote."""
+    return tuple(number for start, stop in runs for number in range(start, stop))
