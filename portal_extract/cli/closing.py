@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +23,7 @@ def show_summary(
         click.echo(json.dumps({**summary.to_dict(), **(extra or {})}, indent=1))
     elif not quiet:
         for line in summary_lines(summary):
-            click.echo(line)
+            click.echo(fitted(line))
 
 
 def summary_lines(summary: ExtractionSummary) -> list[str]:
@@ -54,3 +57,17 @@ def skipped_lines(
         told = "; ".join(f"{name}: {n}" for n, name in where[:limit])
         lines.append(f"  skipped {count}: {reason} ({told}{more})")
     return lines
+
+
+def fitted(line: str) -> str:
+    """Break a line at blanks where it is wider than the terminal; the rest is indented."""
+    if not sys.stdout.isatty():
+        return line
+    indent = len(line) - len(line.lstrip()) + 2
+    return textwrap.fill(
+        line,
+        shutil.get_terminal_size().columns,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from portal_extract.cli.closing import skipped_lines
+from portal_extract.cli.closing import fitted, skipped_lines
 from portal_extract.cli.progress import human_bytes, human_seconds, show_progress
 from portal_extract.extraction.forecast import Forecast, SeriesForecast, forecast
 
@@ -56,8 +56,11 @@ def show_dry_run(
         content = {"dry_run": True, "output_dir": output_dir, **found.to_dict(bandwidth), **(extra or {})}
         click.echo(json.dumps(content, indent=1))
     elif not quiet:
-        for line in [*forecast_table(found), "", *forecast_lines(found, run, output_dir, bandwidth)]:
+        for line in forecast_table(found):
             click.echo(line)
+        click.echo()
+        for line in forecast_lines(found, run, output_dir, bandwidth):
+            click.echo(fitted(line))
 
 
 _HEADINGS = (

@@ -20,7 +20,4 @@ def show_report(report: EligibilityReport, *, as_json: bool, quiet: bool) -> Non
     if as_json:
         click.echo(json.dumps({"eligibility": report.to_dict()}, indent=1))
     elif not quiet:
-        console = error_console()
-        if not console.is_terminal:
-            console.width = 160
-        console.print(report_table(report))
+        error_console().print(report_table(report))

@@ -47,10 +47,10 @@ filter_options = stack_options(
 )  # fmt: skip
 
 assumption_options = stack_options(
-    option("--handedness", type=float, default=-1.0, group=ASSUME, help="Sign of the depth in the defocus."),
-    option("--amplitude-contrast", type=float, default=0.07, group=ASSUME, help="Of all tilt series."),
+    option("--handedness", type=float, default=-1.0, group=ASSUME, help="Sign of the depth in the defocus, -1 or 1."),
+    option("--amplitude-contrast", type=float, default=0.07, group=ASSUME, help="Amplitude contrast of all tilt series, from 0 to 1."),
     option("--pixel-size", type=float, group=ASSUME, help="Pixel size of the tilt images in A.  [default: the portal's]"),
-    option("--on-missing-ctf", type=click.Choice(["error", "skip", "no-ctf"]), default="error", group=ASSUME, help="Leave out the tilt series, leave out its tilt images without CTF, or keep them for --no-ctf."),
+    option("--on-missing-ctf", type=click.Choice(["error", "skip", "no-ctf"]), default="error", group=ASSUME, help="error: leave the tilt series out; skip: leave out its tilt images without CTF; no-ctf: keep them, for --no-ctf."),
     option("--allow-aligned", is_flag=True, group=ASSUME, help="Take tilt series that are stored already aligned."),
 )  # fmt: skip
 

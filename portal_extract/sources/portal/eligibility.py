@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 Status = Literal["extract", "ambiguous", "ineligible"]
 
@@ -178,41 +178,47 @@ def _lines(parts: Iterable[str]) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def report_table(report: EligibilityReport) -> Table:
-    """Table of a report, to be printed by rich.
+def report_table(report: EligibilityReport) -> Group:
+    """Table of a report, to be printed by rich, 100 columns wide or more.
 
     Parameters
     ----------
     report
-        The report; its assumptions and the runs without match stand below the rows.
+        The report; what there is to say of its rows, its assumptions and the runs without match stand below
+        the table.
     """
-    from rich.markup import escape
+    from rich.console import Group
+    from rich.padding import Padding
     from rich.table import Table
+    from rich.text import Text
 
-    below = [f"Assumed: {escape(sentence)}" for sentence in report.assumptions]
-    below += [f"Without match: {escape(run.sentence())}" for run in report.unmatched_runs]
-    below += [f"Warning: {escape(warning)}" for warning in report.warnings]
-    table = Table(title=report.summary(), caption="\n".join(below) or None, caption_justify="left")
+    table = Table(title=report.summary(), title_justify="left", title_style="bold")
     for heading in ("Run", "Annotation", "File"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for heading in ("Picks", "Tilts", "Pixel (A)"):
         table.add_column(heading, justify="right")
-    table.add_column("Status")
-    table.add_column("Remarks")
+    table.add_column("Status", no_wrap=True)
+    below: list[tuple[str, str]] = []
     for row in report.rows:
-        choose = f"choose by {row.option}:" if row.option else ""
-        remarks = _lines([row.reason, choose, *row.candidates, *row.warnings])
+        style = _STYLES[row.status]
         table.add_row(
-            f"{row.run_id}\n{escape(row.run_name)}",
-            f"{row.annotation_id}\n{escape(row.object_name)}",
+            Text(f"{row.run_id}\n{row.run_name}"),
+            Text(f"{row.annotation_id}\n{row.object_name}"),
             "-" if row.file_id is None else f"{row.file_id}\n{row.shape_type}",
             "-" if row.n_picks is None else str(row.n_picks),
             "-" if row.n_tilts is None else str(row.n_tilts),
             "-" if row.pixel_size_angst is None else f"{row.pixel_size_angst:g}",
-            f"[{_STYLES[row.status]}]{_WORDS[row.status]}[/]",
-            escape(remarks),
+            Text(_WORDS[row.status], style=style),
         )
-    return table
+        if row.status != "extract":
+            choice = [f"  choose by {row.option} among", *(f"  - {one}" for one in row.candidates)]
+            said = [f"{row.label}: {row.reason}", *(choice if row.candidates else ())]
+            below.append((_lines(said), style))
+        below += [(f"{row.label}: {warning}", "yellow") for warning in row.warnings]
+    below += [(f"Without match: {run.sentence()}", "yellow") for run in report.unmatched_runs]
+    below += [(f"Warning: {warning}", "yellow") for warning in report.warnings]
+    below += [(f"Assumed: {sentence}", "") for sentence in report.assumptions]
+    return Group(table, *(Padding(Text(text, style=style), (0, 0, 0, 1)) for text, style in below))
 
 
 __all__ = ["EligibilityReport", "EligibilityRow", "Status", "UnmatchedRun", "report_table"]
