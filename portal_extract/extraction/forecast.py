@@ -13,6 +13,7 @@ import numpy as np
 from portal_extract.extraction.summary import SeriesSurvey
 from portal_extract.extraction.survey import (
     count_reasons,
+    outside_warnings,
     refuse_hopeless,
     result_bytes,
     survey_series,
@@ -30,7 +31,7 @@ from portal_extract.images.boxes import Boxes
 from portal_extract.model import Project
 from portal_extract.options import ExtractOptions, RunOptions
 from portal_extract.relion_io.paths import stack_paths
-from portal_extract.running.events import Observer, StageAdvanced, StageFinished, StageStarted, ignore
+from portal_extract.running.events import Note, Observer, StageAdvanced, StageFinished, StageStarted, ignore
 from portal_extract.running.schedulers import n_workers
 
 if TYPE_CHECKING:
@@ -200,6 +201,8 @@ def forecast(
     found = {t: find_views(project, t, options) for t, p in enumerate(project.particles_of) if len(p)}
     surveys = {t: survey_series(project, t, views, options) for t, views in found.items()}
     refuse_hopeless(list(surveys.values()), result_bytes(list(surveys.values()), options), Path(output_dir))
+    for sentence in outside_warnings(list(surveys.values())):
+        observer(Note(sentence, "warning"))
     units = cut_units(project, [(t, project.particles_of[t]) for t in found], options, run)
     observer(StageStarted(STAGE, len(found), "tilt series"))
 

@@ -15,7 +15,13 @@ from portal_extract.errors import BadResultError
 from portal_extract.extraction.resume import left_to_do, still_there, sums_units
 from portal_extract.extraction.summary import ExtractionSummary, peak_memory_bytes, series_failures
 from portal_extract.extraction.sums import write_sums
-from portal_extract.extraction.survey import refuse_hopeless, result_bytes, survey_project, written_bytes
+from portal_extract.extraction.survey import (
+    outside_warnings,
+    refuse_hopeless,
+    result_bytes,
+    survey_project,
+    written_bytes,
+)
 from portal_extract.extraction.tasks import STACK_SUFFIX, VOLUME_SUFFIX, WEIGHT_SUFFIX, make_tasks
 from portal_extract.extraction.views import find_views
 from portal_extract.model import Bools, Floats, Ints, Project
@@ -122,6 +128,8 @@ def extract(
     names = stack_paths(project, STACK_SUFFIX if options.mode == "stack2d" else VOLUME_SUFFIX)
     survey = survey_project(project, options)
     refuse_hopeless(survey, result_bytes(survey, options), output_dir)
+    for sentence in outside_warnings(survey):
+        observer(Note(sentence, "warning"))
     place = find_place(run, client, observer)
     left_to_do(project, options, place)
     with hold_output(output_dir, RESULTS, overwrite=run.overwrite):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from portal_extract.errors import IneligibleError, OutputError
 from portal_extract.extraction.summary import SeriesSurvey
-from portal_extract.extraction.views import Views, find_views, image_positions, positions_px
+from portal_extract.extraction.views import OUTSIDE, Views, find_views, image_positions, positions_px
 from portal_extract.model import Project
 from portal_extract.options import ExtractOptions
 
@@ -27,8 +27,9 @@ def survey_project(project: Project, options: ExtractOptions) -> list[SeriesSurv
 def survey_series(project: Project, series_index: int, views: Views, options: ExtractOptions) -> SeriesSurvey:
     """Sum up the views of one tilt series."""
     particles = project.particles_of[series_index]
+    n_outside = len(views.skipped.get(OUTSIDE, ()))
     diagnosis = None
-    if not len(views.kept):
+    if not len(views.kept) or 2 * n_outside > len(particles):
         diagnosis = _diagnose(project, series_index, options)
     return SeriesSurvey(
         name=project.tilt_series[series_index].name,
@@ -50,8 +51,29 @@ def _diagnose(project: Project, series_index: int, options: ExtractOptions) -> s
     margin = options.binning * options.output_size / 2.0
     return (
         f"{series.name}: particles project to x {x0:.0f}..{x1:.0f}, y {y0:.0f}..{y1:.0f} pixels; the images "
-        f"are {width} x {height} and a particle must stay {margin:g} pixels from their edges"
+        f"are {width} x {height} and a particle must stay {margin:g} pixels from their edges: check the unit "
+        "of the coordinates, the pixel size and the size of the tomogram"
     )
+
+
+def outside_warnings(survey: Sequence[SeriesSurvey], limit: int = 5) -> list[str]:
+    """Warn of tilt series of which more than half of the particles are outside of every tilt image.
+
+    Parameters
+    ----------
+    survey
+        Of all tilt series.
+    limit
+        Tilt series that are named; the others are counted.
+    """
+    found = []
+    for one in survey:
+        n_outside = len(one.skipped.get(OUTSIDE, ()))
+        if 2 * n_outside > one.n_particles:
+            told = f"{n_outside} of {one.n_particles} particles are {OUTSIDE}"
+            found.append(f"{told}. {one.diagnosis}")
+    more = [f"the same of {len(found) - limit} more tilt series"] if len(found) > limit else []
+    return found[:limit] + more
 
 
 def result_bytes(survey: Sequence[SeriesSurvey], options: ExtractOptions) -> int:

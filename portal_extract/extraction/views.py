@@ -12,6 +12,8 @@ from portal_extract.images.boxes import Boxes
 from portal_extract.model import Bools, Floats, Ints, Project, TiltSeries
 from portal_extract.options import ExtractOptions
 
+OUTSIDE = "outside of every tilt image"
+
 
 @dataclass(frozen=True)
 class Views:
@@ -217,7 +219,7 @@ def _reasons(particles: Ints, inside: Bools, seen: Bools, rule: Visibility) -> d
     dose = out & ~nowhere & (n_inside >= rule.min_frames)
     few = out & ~nowhere & ~dose
     texts = {
-        "outside of every tilt image": nowhere,
+        OUTSIDE: nowhere,
         f"seen by fewer than {rule.min_frames} tilt images": few,
         f"seen by fewer than {rule.min_frames} tilt images within the dose limit": dose,
     }
