@@ -6,14 +6,15 @@ import gc
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
 from portal_extract._version import __version__
+from portal_extract.cli.signals import AGAIN, end_on_signals, exit_code
 from portal_extract.errors import PortalExtractError
 
 EXIT_REFUSED = 2
-EXIT_INTERRUPTED = 130
 
 # name: (module, one line of help); modules are imported when their command is called
 COMMANDS = {
@@ -60,33 +61,44 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 2 refused with one sentence, 130 interrupted."""
+    """Run the command line and exit.
+
+    The exit code is 0 when all is done, 2 after an error that is told in one sentence, 3 when something failed
+    and was skipped as asked, and 130 or 143 after Control-C or SIGTERM.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     # the imports of a command make many objects that live as long as the process; collecting them takes longer
     # than importing them
     gc.disable()
     try:
-        status = cli.main(args=list(arguments), prog_name="portal-extract", standalone_mode=False)
+        with end_on_signals():
+            status = cli.main(args=list(arguments), prog_name="portal-extract", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
     except PortalExtractError as error:
         if "--debug" in arguments:
             raise
-        click.echo(f"portal-extract: {error}", err=True)
-        sys.exit(EXIT_REFUSED)
+        _end(arguments, "error", str(error), EXIT_REFUSED)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(EXIT_REFUSED)
     except click.UsageError as error:
-        click.echo(f"portal-extract: {_usage(error)}", err=True)
-        sys.exit(EXIT_REFUSED)
+        _end(arguments, "error", _usage(error), EXIT_REFUSED)
     except click.ClickException as error:
-        click.echo(f"portal-extract: {error.format_message()}", err=True)
-        sys.exit(EXIT_REFUSED)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("portal-extract: interrupted", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+        _end(arguments, "error", error.format_message(), EXIT_REFUSED)
+    except (KeyboardInterrupt, click.Abort) as error:
+        _end(arguments, "interrupted", f"interrupted; {AGAIN}", exit_code(error))
+
+
+def _end(arguments: Sequence[str], event: str, message: str, code: int) -> NoReturn:
+    if "--json-progress" in arguments:
+        from portal_extract.cli.progress_json import write_line
+
+        write_line(sys.stderr, event, {"message": message, "exit_code": code})
+    else:
+        click.echo(f"portal-extract: {message}", err=True)
+    sys.exit(code)
 
 
 def _usage(error: click.UsageError) -> str:

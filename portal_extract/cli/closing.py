@@ -34,6 +34,7 @@ def summary_lines(summary: ExtractionSummary) -> list[str]:
         f"in {summary.seconds:.1f} s, {summary.n_extracted / seconds:.1f} particles/s"
     ]
     lines += skipped_lines(summary.skipped, summary.skipped_by_series)
+    lines += [f"  failed: {f.name}, {f.n_particles} particles: {f.cause}" for f in summary.failures]
     lines.append(
         f"  read {human_bytes(summary.bytes_read)} in {summary.n_requests} requests, "
         f"wrote {human_bytes(summary.bytes_written)}, peak memory {human_bytes(summary.peak_memory_bytes)}"

@@ -14,6 +14,8 @@ from portal_extract.errors import UnsupportedError, UsageError
 
 #: options that make no sense in a file
 _COMMAND_LINE_ONLY = {"config", "debug", "help"}
+CLUSTER_TABLE = "portal_extract.cluster"
+"""Where the context keeps the table ``[cluster]``: settings of a batch system, of no command."""
 
 
 def read_config(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -33,6 +35,8 @@ def read_config(ctx: click.Context, param: click.Parameter, value: str | None) -
         return None
     path = Path(value)
     content = _read(path)
+    if isinstance(content.get("cluster"), dict):
+        ctx.meta[CLUSTER_TABLE] = content.pop("cluster")
     known = {name: p for p in ctx.command.params for name in _long_names(p)}
     tables = _tables(ctx)
     problems = list(_unknown(content, tables, known))

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from portal_extract.cli import params
+from portal_extract.cli import cluster, params
 from portal_extract.cli.grouped import GroupedCommand, option, stack_options
 from portal_extract.errors import UsageError
 
@@ -28,6 +28,7 @@ input_options = stack_options(
 @params.volume_options
 @params.output_options
 @params.run_options
+@cluster.scheduler_options
 @params.store_options
 @option(
     "--s3-credentials",

@@ -212,4 +212,6 @@ def running_options(values: Mapping[str, Any]) -> RunOptions:
         paths=paths,
         overwrite=values["overwrite"],
         requests_in_flight=values["requests"],
+        total_requests=values["total_requests"],
+        on_error=values["on_error"],
     )

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from portal_extract.cli import local, params, portal
+from portal_extract.cli import cluster, local, params, portal
 from portal_extract.cli.grouped import GroupedCommand, GroupedOption
 
 #: options of extraction that a plan does not have
-_NOT_PLANNED = {"dry_run": True, "overwrite": False, "paths": "auto"}
+_NOT_PLANNED = {"dry_run": True, "overwrite": False, "paths": "auto", **cluster.DEFAULTS}
 
 HELP = """What `portal-extract {name}` with the same options would do, without reading a pixel.
 

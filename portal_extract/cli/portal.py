@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from portal_extract.cli import params
+from portal_extract.cli import cluster, params
 from portal_extract.cli.grouped import GroupedCommand, option, stack_options
 from portal_extract.options import ExtractOptions
 
@@ -66,6 +66,7 @@ connection_options = stack_options(
 @params.volume_options
 @params.output_options
 @params.run_options
+@cluster.scheduler_options
 @params.store_options
 @assumption_options
 @connection_options
@@ -101,7 +102,7 @@ def resolve(values: dict[str, Any], options: ExtractOptions | None) -> PortalRes
         Nothing can be extracted; the table is printed all the same.
     """
     from portal_extract.cli.eligible import show_report
-    from portal_extract.cli.progress import show_progress
+    from portal_extract.cli.progress_json import show_progress_as
     from portal_extract.errors import IneligibleError
     from portal_extract.sources.portal.build import resolve_portal
     from portal_extract.sources.portal.settings import PortalAssumptions, PortalConnection
@@ -116,13 +117,13 @@ def resolve(values: dict[str, Any], options: ExtractOptions | None) -> PortalRes
     connection = PortalConnection.from_environment(
         portal_url=values["portal_url"], s3_endpoint_url=values["s3_endpoint_url"]
     )
-    quiet = values["quiet"] or values["as_json"]
+    quiet = values["quiet"] or values["as_json"] or values.get("json_progress", False)
     try:
-        with show_progress(quiet) as observer:
+        with show_progress_as(values) as observer:
             resolution = resolve_portal(filters_from(values), assumptions, connection, observer)
     except IneligibleError as error:
         if error.report is not None:
-            show_report(error.report, as_json=values["as_json"], quiet=values["quiet"])
+            show_report(error.report, as_json=values["as_json"], quiet=quiet)
         raise
     if options is not None:
         resolution.check_options(options)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+import click
+
 from portal_extract.cli.closing import show_summary
-from portal_extract.cli.progress import show_progress
+from portal_extract.cli.cluster import chosen_scheduler
+from portal_extract.cli.progress_json import show_progress_as, write_line
 from portal_extract.extraction.job import extract
 from portal_extract.extraction.summary import ExtractionSummary
 from portal_extract.model import Project
 from portal_extract.options import ExtractOptions, RunOptions
+from portal_extract.running.clients import open_client
+
+EXIT_SKIPPED = 3
 
 
 def extract_and_report(
@@ -22,7 +29,13 @@ def extract_and_report(
     assumptions: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> ExtractionSummary | None:
-    """Extract with progress and print the summary; or, with ``--dry-run``, print the plan."""
+    """Extract with progress and print the summary; or, with ``--dry-run``, print the plan.
+
+    Raises
+    ------
+    click.exceptions.Exit
+        With code 3, after the summary, where something failed and was skipped.
+    """
     settle_memory()
     if values["dry_run"]:
         from portal_extract.cli.dry_run import show_dry_run
@@ -38,11 +51,16 @@ def extract_and_report(
             extra=extra,
         )
         return None
-    with show_progress(values["quiet"] or values["as_json"]) as observer:
+    scheduler, out = chosen_scheduler(values), values["output_dir"]
+    with show_progress_as(values) as observer, open_client(scheduler, observer) as client:
         summary = extract(
-            project, options, values["output_dir"], run, observer, assumptions=assumptions, extra=extra
+            project, options, out, run, observer, client=client, assumptions=assumptions, extra=extra
         )
+    if values["json_progress"]:
+        write_line(sys.stderr, "finished", {"summary": summary.to_dict()})
     show_summary(summary, as_json=values["as_json"], quiet=values["quiet"], extra=extra)
+    if summary.failures:
+        raise click.exceptions.Exit(EXIT_SKIPPED)
     return summary
 
 

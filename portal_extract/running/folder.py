@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,13 @@ def hold_output(output_dir: Path, results: tuple[str, ...], *, overwrite: bool) 
                 _sweep(output_dir, results)
         except OSError as error:
             raise OutputError(f"{output_dir}: cannot be cleared: {error}") from error
-        yield
+        try:
+            yield
+        except BaseException:
+            # whatever ended the run, its unfinished files are of no use; they may also fill the disk
+            with suppress(OSError):
+                _sweep(output_dir, results)
+            raise
 
 
 def _empty(output_dir: Path, results: tuple[str, ...]) -> None:
