@@ -15,6 +15,7 @@ from images_support import blosc, cut_fast, cut_slowly, make_pixels, random_boxe
 from portal_extract.demo.loopback import Fault, Request
 from portal_extract.demo.object_server import ObjectServer
 from portal_extract.errors import AccessDeniedError, ChunkReadError, ImageFormatError, NotFoundError
+from portal_extract.images.boxes import Boxes
 from portal_extract.images.inspection import plan_stream
 from portal_extract.images.layout import read_shape
 from portal_extract.images.options import ReadOptions
@@ -207,6 +208,16 @@ def test_a_deadline_ends_endless_stalls(server: ObjectServer) -> None:
     reading = ReadOptions(deadline_s=1.0, hedge_after_s=0.2, batch_views=32)
     with pytest.raises(ChunkReadError, match="given up after 1 s"):
         cut_fast(s3_stack(server, "new.zarr"), random_boxes(SHAPE, 300, 24), reading)
+
+
+def test_a_slow_line_is_no_stall(store: Path, pixels: np.ndarray) -> None:
+    boxes = Boxes(np.array([4]), np.array([[10, 10]]), 24)  # one chunk of some 450 kB
+    reading = ReadOptions(deadline_s=1.2, stall_timeout_s=5, strategy="chunks")
+    with ObjectServer(store, bandwidth=250_000) as server:
+        began = time.monotonic()
+        found = cut_fast(s3_stack(server, "old.zarr"), boxes, reading)
+        assert time.monotonic() - began > 1.2
+    assert np.array_equal(found, cut_slowly(pixels, boxes))
 
 
 def test_an_unknown_host_is_an_error() -> None:

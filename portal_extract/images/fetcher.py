@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
+from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 from portal_extract.errors import ChunkReadError
@@ -13,6 +15,7 @@ from portal_extract.images.store import AttemptError, Body, Progress, Store
 from portal_extract.running.events import BytesRead, Observer, ignore
 
 LASTING_ATTEMPTS = 3
+SLOWEST_BYTES_PER_S = 8192.0
 _SLOWER, _SLOWER_EVERY_S = 0.7, 1.0
 
 
@@ -91,6 +94,7 @@ class Fetcher:
         self.store = store
         self._reading = reading
         self._observer = observer
+        self._hedges = 0
         self.versions: dict[str, str] = {}
         self.limit = RequestLimit(reading.requests_in_flight)
 
@@ -120,60 +124,115 @@ class Fetcher:
             After the last attempt.
         """
         reading, loop = self._reading, asyncio.get_running_loop()
-        attempt, cause = 0, "no answer in time"
+        patience = Patience(loop.time, reading.deadline_s)
         shown = None if stop is None or start < 0 else (start, stop)
-        try:
-            async with asyncio.timeout(reading.deadline_s):
-                while True:
-                    attempt += 1
-                    try:
-                        async with self.limit:
-                            body = await self._hedged(uri, start, stop, etag)
-                        _check_length(body, start, stop, may_be_shorter)
-                    except AttemptError as error:
-                        cause = error.cause
-                        self._observer(BytesRead(0, 1, int(attempt > 1)))
-                        if error.is_throttled:
-                            self.limit.slow_down(loop.time())
-                        last = LASTING_ATTEMPTS if error.is_lasting else reading.attempts
-                        if attempt >= min(last, reading.attempts):
-                            raise ChunkReadError(uri, attempt, cause, shown) from error
-                    else:
-                        self.limit.speed_up()
-                        self._observer(BytesRead(len(body.data), 1, int(attempt > 1)))
-                        return body
-                    await asyncio.sleep(self._pause_s(attempt))
-        except TimeoutError as error:
-            raise ChunkReadError(
-                uri, attempt, f"{cause} (given up after {reading.deadline_s:g} s)", shown
-            ) from error
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                async with self.limit, patience:
+                    body = await self._hedged(uri, start, stop, etag, patience)
+                _check_length(body, start, stop, may_be_shorter)
+            except AttemptError as error:
+                self._observer(BytesRead(0, 1, int(attempt > 1)))
+                if error.is_throttled:
+                    self.limit.slow_down(loop.time())
+                last = min(LASTING_ATTEMPTS if error.is_lasting else reading.attempts, reading.attempts)
+                if attempt >= last:
+                    raise ChunkReadError(uri, attempt, error.cause, shown) from error
+                pause_s = self._pause_s(attempt)
+                if not patience.allows(pause_s):
+                    cause = f"{error.cause} (given up after {reading.deadline_s:g} s)"
+                    raise ChunkReadError(uri, attempt, cause, shown) from error
+            else:
+                self.limit.speed_up()
+                self._observer(BytesRead(len(body.data), 1, int(attempt > 1)))
+                return body
+            await asyncio.sleep(pause_s)
 
     def _pause_s(self, attempt: int) -> float:
         longest = min(self._reading.backoff_limit_s, self._reading.backoff_s * 2.0 ** (attempt - 1))
         return longest * random.uniform(0.6, 1.4)
 
-    async def _hedged(self, uri: str, start: int, stop: int | None, etag: str | None) -> Body:
-        patience = self._reading.hedge_after_s
-        if patience is None:
-            return await self.store.get(uri, start, stop, etag)
+    async def _hedged(
+        self, uri: str, start: int, stop: int | None, etag: str | None, patience: Patience
+    ) -> Body:
+        """Make an attempt, and a second one beside it if the first stalls; the first to end wins."""
         loop = asyncio.get_running_loop()
-        progress = Progress(loop.time)
+        progress = Progress(loop.time, patience.extend)
+        wait_s = self._reading.hedge_after_s
+        if wait_s is None:
+            return await self.store.get(uri, start, stop, etag, progress)
         tasks: set[asyncio.Task[Body]] = {loop.create_task(self.store.get(uri, start, stop, etag, progress))}
+        is_hedged = False
         try:
             while True:
-                wait_s = None if len(tasks) > 1 else max(progress.last_s + patience - loop.time(), 0.001)
-                done, pending = await asyncio.wait(tasks, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+                left_s = None if is_hedged else max(progress.last_s + wait_s - loop.time(), 0.01)
+                done, tasks = await asyncio.wait(tasks, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
                 won = [task for task in done if task.exception() is None]
                 if won:
                     return won[0].result()
-                if done:
-                    if not pending:
-                        return done.pop().result()
-                    tasks = pending
-                elif loop.time() - progress.last_s >= patience:
-                    tasks.add(loop.create_task(self.store.get(uri, start, stop, etag)))
+                if done and not tasks:
+                    return done.pop().result()
+                stalls = not done and loop.time() - progress.last_s >= wait_s
+                if stalls and self._hedges < max(1, self.limit.allowed // 4):
+                    is_hedged = True
+                    self._hedges += 1
+                    other = Progress(loop.time, patience.extend)
+                    tasks.add(loop.create_task(self.store.get(uri, start, stop, etag, other)))
         finally:
+            self._hedges -= int(is_hedged)
             await _cancel(tasks)
+
+
+class Patience:
+    """Limits the time spent on one object, waiting for one's turn not counted.
+
+    Entered for each attempt. Bytes that arrive extend it, so that a slow line is no error
+    while it is alive.
+
+    Parameters
+    ----------
+    clock
+        Tells the time in seconds.
+    deadline_s
+        Time allowed beside that for the bytes at the slowest rate that counts as alive.
+    """
+
+    def __init__(self, clock: Callable[[], float], deadline_s: float) -> None:
+        self._clock = clock
+        self._left_s = deadline_s
+        self._timer: asyncio.Timeout | None = None
+        self._began_s = 0.0
+
+    def allows(self, pause_s: float) -> bool:
+        """Spend time on a pause, if there is enough of it."""
+        self._left_s -= pause_s
+        return self._left_s > 0
+
+    def extend(self, n_bytes: int) -> None:
+        """Allow more time for bytes that have arrived."""
+        more_s = n_bytes / SLOWEST_BYTES_PER_S
+        self._left_s += more_s
+        if self._timer is not None and not self._timer.expired():
+            self._timer.reschedule((self._timer.when() or self._clock()) + more_s)
+
+    async def __aenter__(self) -> None:
+        self._began_s = self._clock()
+        self._timer = asyncio.timeout(self._left_s)
+        await self._timer.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        timer, self._timer = self._timer, None
+        self._left_s -= self._clock() - self._began_s
+        assert timer is not None
+        try:
+            await timer.__aexit__(kind, error, trace)
+        except TimeoutError:
+            self._left_s = 0.0
+            raise AttemptError("no complete answer in time") from None
 
 
 async def _cancel(tasks: set[asyncio.Task[Any]]) -> None:

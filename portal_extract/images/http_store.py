@@ -117,7 +117,7 @@ class HttpStore:
             data[at : at + len(piece)] = piece
             at += len(piece)
             if progress is not None:
-                progress.advance()
+                progress.advance(len(piece))
         if length is not None and at != length:
             raise AttemptError(f"only {at} of {length} bytes arrived")
         return Body(data, first, at if total is None else total, response.headers.get("ETag"))

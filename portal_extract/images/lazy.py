@@ -79,4 +79,4 @@ def _read_block(stack: ImageStack, block_info: dict[None, dict[str, Any]]) -> ND
     from portal_extract.images.stream import read_tilt_region
 
     tilts, rows, columns = block_info[None]["array-location"]
-    return read_tilt_region(stack, tilts, rows, columns, ReadOptions(requests_in_flight=8))
+    return read_tilt_region(stack, tilts, rows, columns, ReadOptions(requests_in_flight=8, decode_threads=1))

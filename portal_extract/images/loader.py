@@ -207,7 +207,8 @@ class UnitLoader:
         self, layout: ArrayLayout, position: Position, segment: Segment, target: TileTarget, whole: bool
     ) -> None:
         known = self.frames.get((segment.uri, segment.start))
-        if known is None and whole and self.cache is None:
+        wants_blocks = self.reading.strategy != "chunks" and (known is not None or self.cache is not None)
+        if whole and not wants_blocks:
             await self._load_frame(layout, segment, target)
             return
         if known is None:

@@ -45,7 +45,8 @@ class ReadOptions:
     stall_timeout_s
         An attempt fails when no byte arrives for this long.
     deadline_s
-        Longest time for one object or range, all attempts together.
+        Longest time for one object or range, all attempts and pauses together; more where bytes do
+        arrive, slowly.
     hedge_after_s
         A second copy of a request is sent when no byte arrives for this long; None for never.
     cache_dir

@@ -71,17 +71,21 @@ class Progress:
     ----------
     clock
         Tells the time in seconds.
+    tell
+        Called with the number of bytes that have arrived.
     """
 
-    __slots__ = ("clock", "last_s")
+    __slots__ = ("clock", "last_s", "tell")
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], tell: Callable[[int], None]) -> None:
         self.clock = clock
+        self.tell = tell
         self.last_s = clock()
 
-    def advance(self) -> None:
+    def advance(self, n_bytes: int) -> None:
         """Bytes have arrived."""
         self.last_s = self.clock()
+        self.tell(n_bytes)
 
 
 class Store(Protocol):
