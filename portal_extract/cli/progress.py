@@ -193,18 +193,24 @@ class Bars:
 
 @contextmanager
 def _bars() -> Iterator[Bars]:
-    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.progress import Progress
 
-    columns = (
+    with Progress(*bar_columns(), console=error_console()) as progress:
+        yield Bars(progress)
+
+
+def bar_columns() -> list[ProgressColumn]:
+    """Columns of the bars: name, bar, count, speed, bytes, time."""
+    from rich.progress import BarColumn, TextColumn
+
+    return [
         TextColumn("{task.description:<17}"),
         BarColumn(bar_width=20),
         _column(_count),
         _column(_speed),
         TextColumn("{task.fields[read]}"),
         _column(_time),
-    )
-    with Progress(*columns, console=error_console(), expand=False) as progress:
-        yield Bars(progress)
+    ]
 
 
 def _column(text_of: Callable[[Task], str]) -> ProgressColumn:
