@@ -20,6 +20,7 @@ EXIT_REFUSED = 2
 COMMANDS = {
     "data-portal": ("portal", "Extract particles of the CryoET Data Portal, streaming only what is needed."),
     "local": ("local", "Extract particles of a RELION project on disk."),
+    "reconstruct": ("reconstruct", "Average particles to half maps, straight from the tilt images."),
     "resolve": ("resolve", "Write the STAR files of a portal selection, without pixels."),
     "plan": ("plan", "Say what an extraction would fetch, write and need; read no pixel."),
     "options": ("options_table", "Show where each option of RELION's extraction is."),

@@ -118,9 +118,21 @@ def insert(accumulator: Accumulator, slices: Slices, pool: Executor | None = Non
     parts
         Number of slabs; about four for each thread.
     """
+    if len(slices.spectra) == 0:
+        return
+    slabs = planes(accumulator.box, parts)
+    if pool is None:
+        for slab in slabs:
+            insert_slab(accumulator, slices, slab)
+    else:
+        list(pool.map(lambda slab: insert_slab(accumulator, slices, slab), slabs))
+
+
+def insert_slab(accumulator: Accumulator, slices: Slices, slab: tuple[int, int]) -> None:
+    """Add slices to some planes of an accumulator; several threads may do so with planes of their own."""
     from portal_extract.kernels.gather import insert_slices
 
-    def work(slab: tuple[int, int]) -> None:
+    if len(slices.spectra):
         insert_slices(
             accumulator.data,
             accumulator.weight,
@@ -130,15 +142,6 @@ def insert(accumulator: Accumulator, slices: Slices, pool: Executor | None = Non
             slices.max_freq,
             *slab,
         )
-
-    if len(slices.spectra) == 0:
-        return
-    slabs = planes(accumulator.box, parts)
-    if pool is None:
-        for slab in slabs:
-            work(slab)
-    else:
-        list(pool.map(work, slabs))
 
 
 def memory_bytes(box: int, n_halves: int, symmetry: bool, crop_size: int | None = None) -> int:

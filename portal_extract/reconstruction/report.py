@@ -122,7 +122,7 @@ def _figure(width: float, height: float) -> Figure:
 def _save(figure: Figure, path: Path) -> None:
     """Write beside the target and move into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         figure.savefig(partial, dpi=_DPI, format="png", metadata={"Software": None})
         os.replace(partial, path)
