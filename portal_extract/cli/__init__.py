@@ -6,12 +6,12 @@ import gc
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from portal_extract._version import __version__
-from portal_extract.cli.signals import AGAIN, end_on_signals, exit_code
+from portal_extract.cli.signals import AGAIN, Ended, end_on_signals, exit_code
 from portal_extract.errors import PortalExtractError
 
 EXIT_REFUSED = 2
@@ -42,6 +42,13 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"portal_extract.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = module.command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Ended from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
@@ -88,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _end(arguments, "error", _usage(error), EXIT_REFUSED)
     except click.ClickException as error:
         _end(arguments, "error", error.format_message(), EXIT_REFUSED)
-    except (KeyboardInterrupt, click.Abort) as error:
+    except (Ended, click.Abort) as error:
         _end(arguments, "interrupted", f"interrupted; {AGAIN}", exit_code(error))
 
 

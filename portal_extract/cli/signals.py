@@ -27,6 +27,10 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(signal.Signals(number).name)
 
 
+class Ended(BaseException):
+    """Carries an interruption past click, which would turn it into another one."""
+
+
 @contextmanager
 def end_on_signals() -> Iterator[None]:
     """Raise :class:`Interrupted` in the main thread at the first signal; the second one kills.
@@ -56,4 +60,4 @@ def end_on_signals() -> Iterator[None]:
 
 def exit_code(error: BaseException) -> int:
     """Give the exit code after an interruption: 128 and the number of the signal."""
-    return 128 + int(getattr(error, "number", signal.SIGINT))
+    return 128 + int(getattr(error.__cause__, "number", signal.SIGINT))

@@ -32,6 +32,13 @@ CLUSTERS = {
 }
 _CONNECT_WITHIN_S = 20
 _OWN_SETTINGS = ("kind", "jobs")
+# a terminal sends Control-C to all processes; this one alone answers, and ends the others
+_IGNORE_CONTROL_C = """
+import signal
+
+def dask_setup(worker):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+"""
 # workers do not inherit threads or locks that are in use; what is at work is not held by dask, so
 # its own bookkeeping of memory would only get in the way
 _CONFIG = {
@@ -183,6 +190,7 @@ def _start_processes(stack: ExitStack, options: SchedulerOptions) -> Any:
         processes=True,
         host="127.0.0.1",
         memory_limit=0,
+        preload=[_IGNORE_CONTROL_C],
         local_directory=scratch,
         dashboard_address=":8787" if options.dashboard else None,
         worker_dashboard_address=None,
