@@ -157,6 +157,86 @@ def test_resolution(case, small_portal, capfd):
     assert found["ineligible_run_ids"] == case.get("ineligible_runs", [])
 
 
+def portal_request(portal: EmbeddedPortal, *arguments: str) -> list[str]:
+    case = case_named(SMALL_CASE)
+    return [*our_options(case["request"]), *our_options(case["parameters"]), *addresses(portal), *arguments]
+
+
+def test_json_has_the_summary_and_what_was_found(small_portal, tmp_path, capfd):
+    arguments = portal_request(small_portal, "--json", "--output-dir", str(tmp_path / "out"))
+    cli.main(args=["data-portal", *arguments, "--handedness", "1"], standalone_mode=False)
+    said = capfd.readouterr()
+    assert said.err == ""
+    summary = json.loads(said.out)
+    assert summary["extracted"] == 6
+    (row,) = summary["portal"]["eligibility"]["rows"]
+    assert (row["status"], row["alignment_id"], row["file_id"]) == ("extract", 17459, 63118)
+    assert summary["portal"]["request"] == {"run_ids": [17844], "annotation_names": ["cytosolic ribosome"]}
+    report = json.loads((tmp_path / "out" / "report" / "report.json").read_text())
+    for assumptions in (summary["assumptions"], report["assumptions"]):
+        assert (assumptions["handedness"], assumptions["amplitude_contrast"]) == (1.0, 0.07)
+        assert any(sentence.startswith("handedness 1 ") for sentence in assumptions["sentences"])
+
+
+def test_text_has_the_table_and_the_assumptions(small_portal, tmp_path, capfd):
+    arguments = portal_request(small_portal, "--output-dir", str(tmp_path / "out"), "--pixel-size", "6.8")
+    cli.main(args=["data-portal", *arguments], standalone_mode=False)
+    said = capfd.readouterr()
+    assert "6 particles of 1 run will be extracted" in said.err
+    assert "will be extracted" in said.err
+    for assumed in ("handedness -1", "amplitude contrast 0.07", "pixel size 6.8 A"):
+        assert f"  assumed: {assumed}" in said.out
+
+
+def test_what_cannot_be_extracted_is_told_as_json_too(small_portal, capfd):
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                "resolve",
+                "--run-ids",
+                "17843,17844",
+                "--annotation-ids",
+                "41205,41207",
+                "--json",
+                *addresses(small_portal),
+            ]
+        )
+    assert ended.value.code == 2
+    said = capfd.readouterr()
+    found = json.loads(said.out)["eligibility"]
+    assert [row["status"] for row in found["rows"]] == ["ineligible", "ambiguous"]
+    assert found["rows"][1]["option"] == "--alignment-ids"
+    assert said.err.startswith("portal-extract: nothing can be extracted, for 2 reasons:")
+
+
+def test_a_plan_reads_metadata_and_predicts_the_rest(small_portal, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    small_portal.objects.log.clear()
+    arguments = portal_request(small_portal, "--json", "--bandwidth", "100MB")
+    cli.main(args=["plan", "data-portal", *arguments], standalone_mode=False)
+    plan = json.loads(capfd.readouterr().out)
+    before = small_portal.objects.log.body_bytes
+    assert list(tmp_path.iterdir()) == []
+    reading = plan["reading"]
+    # metadata, the file of picks and the table of one chunk
+    assert before < 0.02 * reading["fetched_bytes"]
+    assert reading["fetched_bytes"] <= reading["chunk_bytes"] <= reading["total_bytes"]
+    assert plan["fetch_seconds"] == reading["fetched_bytes"] / 1e8
+    assert (plan["particles"], plan["views"], plan["portal"]["eligibility"]["n_picks"]) == (6, 45, 6)
+
+    small_portal.objects.log.clear()
+    cli.main(
+        args=["data-portal", *portal_request(small_portal, "--json", "-o", "out")], standalone_mode=False
+    )
+    done = json.loads(capfd.readouterr().out)
+    assert done["views"] == plan["views"]
+    assert done["bytes_written"] == plan["bytes_written"]
+    # all that is known of the sizes is the table of one chunk, whose last block is not full
+    assert small_portal.objects.log.body_bytes == pytest.approx(reading["fetched_bytes"], rel=0.25)
+    metadata = 2 + 1  # of the array, and the file of picks
+    assert small_portal.objects.log.count() == pytest.approx(reading["requests"] + metadata, abs=3)
+
+
 # ---------------------------------------------------------------------------------- with the full data
 
 
