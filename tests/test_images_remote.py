@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 import time
@@ -16,6 +17,7 @@ from portal_extract.demo.loopback import Fault, Request
 from portal_extract.demo.object_server import ObjectServer
 from portal_extract.errors import AccessDeniedError, ChunkReadError, ImageFormatError, NotFoundError
 from portal_extract.images.boxes import Boxes
+from portal_extract.images.http_store import HttpStore, is_plain_http
 from portal_extract.images.inspection import plan_stream
 from portal_extract.images.layout import read_shape
 from portal_extract.images.options import ReadOptions
@@ -273,3 +275,43 @@ def test_closing_stops_threads_and_requests(server: ObjectServer) -> None:
     assert batch.cut(None).shape == (8, 24, 24)
     with pytest.raises(RuntimeError, match="only once"):
         batch.cut(None)
+
+
+@pytest.mark.parametrize(
+    ("uri", "storage", "url"),
+    [
+        ("s3://b/a b/c+d#1.zarr", {}, "https://b.s3.us-west-2.amazonaws.com/a%20b/c%2Bd%231.zarr"),
+        ("s3://b/k", {"region": "eu-west-1"}, "https://b.s3.eu-west-1.amazonaws.com/k"),
+        ("s3://b/k", {"client_kwargs": {"region_name": "x"}}, "https://b.s3.x.amazonaws.com/k"),
+        ("s3://b.c/k", {}, "https://s3.us-west-2.amazonaws.com/b.c/k"),
+        ("s3://b/k", {"endpoint_url": "http://host:1/"}, "http://host:1/b/k"),
+        ("s3://b/k", {"client_kwargs": {"endpoint_url": "http://host:1"}}, "http://host:1/b/k"),
+        ("https://host/a b/c+d%20e.zarr/0/1", {}, "https://host/a%20b/c%2Bd%20e.zarr/0/1"),
+    ],
+)
+def test_addresses(uri: str, storage: dict[str, object], url: str) -> None:
+    async def address() -> str:
+        http_store = HttpStore(storage, QUICK)
+        try:
+            return str(http_store._url(uri))
+        finally:
+            await http_store.close()
+
+    assert is_plain_http(uri, storage)
+    assert asyncio.run(address()) == url
+
+
+@pytest.mark.parametrize("storage", [{"anon": False}, {"key": "a", "secret": "b"}, {"profile": "me"}])
+def test_credentials_are_not_left_out(storage: dict[str, object]) -> None:
+    assert not is_plain_http("s3://bucket/key", storage)
+    assert is_plain_http("https://host/key", storage)
+
+
+def test_a_proxy_of_the_environment_is_used(
+    server: ObjectServer, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", server.url)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    boxes = random_boxes(SHAPE, 10, 24)
+    stack = stack_of("s3://bucket/new.zarr", SHAPE, endpoint_url="http://only-behind-a-proxy.invalid")
+    assert np.array_equal(cut_fast(stack, boxes, QUICK), cut_slowly(pixels, boxes))

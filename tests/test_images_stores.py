@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from images_support import blosc, cut_fast, cut_slowly, make_pixels, random_boxe
 
 from portal_extract.demo.object_server import ObjectServer
 from portal_extract.errors import AccessDeniedError, ImageFormatError, NotFoundError, ReadError
+from portal_extract.images.boxes import PatchBatch
 from portal_extract.images.layout import read_shape
 from portal_extract.images.lazy import open_lazily
 from portal_extract.images.options import MIB, ReadOptions
@@ -198,6 +200,61 @@ def test_a_consumer_that_collects_batches_does_not_wait_for_ever(
     for batch in reversed(batches):
         out[batch.views] = batch.cut(np.empty((len(batch.views), 20, 20), np.float32))
     assert np.array_equal(out, cut_slowly(pixels, boxes))
+
+
+@pytest.mark.parametrize("name", ["a.zarr", "a.mrc"])
+def test_several_threads_cut_in_any_order(store: Path, pixels: np.ndarray, name: str) -> None:
+    boxes = random_boxes(SHAPE, 400, 20)
+    out = np.empty((len(boxes), 20, 20), np.float32)
+
+    def consume(batch: PatchBatch) -> None:
+        out[batch.views] = batch.cut(None)
+
+    with ThreadPoolExecutor(4) as pool:
+        stack = stack_of(str(store / "bucket" / name), SHAPE)
+        list(pool.map(consume, stream_patches(stack, boxes, ReadOptions(batch_views=7))))
+    assert np.array_equal(out, cut_slowly(pixels, boxes))
+
+
+def test_a_wrong_array_to_cut_into_is_refused(store: Path) -> None:
+    for name in ("a.zarr", "a.mrc"):
+        stack = stack_of(str(store / "bucket" / name), SHAPE)
+        for batch in stream_patches(stack, random_boxes(SHAPE, 3, 20), READING):
+            for wrong in (
+                np.empty((3, 20, 21), np.float32),
+                np.empty((3, 20, 20)),
+                np.empty((3, 20, 40), np.float32)[:, :, ::2],
+            ):
+                with pytest.raises(ValueError, match="C-contiguous float32"):
+                    batch.cut(wrong)  # type: ignore[arg-type]
+
+
+UNCLOSED_SCRIPT = """
+import sys
+import numpy as np
+from portal_extract.images.boxes import Boxes
+from portal_extract.images.options import ReadOptions
+from portal_extract.images.stream import stream_patches
+from portal_extract.model import ImageStack
+
+stack = ImageStack((sys.argv[1],) * 5, np.arange(5), (100, 120))
+boxes = Boxes(np.arange(400) % 5, np.zeros((400, 2), np.int64), 20)
+stream = stream_patches(stack, boxes, ReadOptions(batch_views=2))
+next(stream)
+print("done")
+"""
+
+
+def test_a_program_that_forgets_a_stream_ends(store: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", UNCLOSED_SCRIPT, str(store / "bucket" / "a.zarr")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert run.stdout == "done\n"
+    assert run.stderr == ""
 
 
 def _read_in_child(stack: ImageStack, path: Path) -> None:

@@ -21,7 +21,7 @@ from portal_extract.images.layout import ArrayLayout
 from portal_extract.images.loader import UnitLoader
 from portal_extract.images.session import Background
 from portal_extract.images.source import finish
-from portal_extract.kernels.cut import cut_boxes
+from portal_extract.kernels.cut import array_to_cut_into, cut_boxes
 from portal_extract.planning.plan import GroupPlan
 
 STARVING_S = 1.0
@@ -104,7 +104,8 @@ class TileEngine:
                 self._task.cancel()
                 await asyncio.wait([self._task])
 
-        self._background.run(end())
+        if not self._background.is_gone:
+            self._background.run(end())
 
     def next_batch(self) -> int:
         """Wait for a batch whose tiles are all there.
@@ -135,35 +136,37 @@ class TileEngine:
             batch = next(iter(self._uncut), None)
             if batch is not None:
                 self._patience_s = STARVING_S / 100
-                self._cut_early_as[batch] = self._cut_now(batch, None)
+                n_views = len(self._plan.order.batches[batch])
+                out = array_to_cut_into(n_views, self._plan.regions.size_px, None)
+                self._cut_now(batch, out)
+                self._cut_early_as[batch] = out
                 del self._uncut[batch]
 
     def cut(self, batch: int, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
         """Cut the boxes of a batch, in any thread, and give its tiles free; once."""
+        n_views, size_px = len(self._plan.order.batches[batch]), self._plan.regions.size_px
+        if out is not None:
+            array_to_cut_into(n_views, size_px, out)
         with self._claiming:
             early = self._cut_early_as.pop(batch, None)
             if early is None:
                 if batch not in self._uncut:
                     raise RuntimeError("a batch can be cut only once")
                 del self._uncut[batch]
-        if early is None:
-            return self._cut_now(batch, out)
-        if out is None:
+        if early is not None and out is None:
             return early
-        out[:] = early
+        out = array_to_cut_into(n_views, size_px, out)
+        if early is not None:
+            out[:] = early
+        else:
+            self._cut_now(batch, out)
         return out
 
-    def _cut_now(self, batch: int, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    def _cut_now(self, batch: int, out: NDArray[np.float32]) -> None:
         plan = self._plan
-        views = plan.order.batches[batch]
-        shape = (len(views), *plan.regions.size_px)
-        if out is None:
-            out = np.empty(shape, np.float32)
-        elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
-            raise ValueError(f"the array to cut into must be C-contiguous float32 of shape {shape}")
-        cut_boxes(self._arena, self._slot_of, plan.regions.places[views], plan.grid.geometry, out)
+        places = plan.regions.places[plan.order.batches[batch]]
+        cut_boxes(self._arena, self._slot_of, places, plan.grid.geometry, out)
         self._release(batch)
-        return out
 
     def _release(self, batch: int) -> None:
         tiles = self._plan.order.batch_tiles[batch]

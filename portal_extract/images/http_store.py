@@ -91,6 +91,8 @@ class HttpStore:
             unknown = getattr(error.os_error, "errno", None) == socket.EAI_NONAME
             host = error.host
             raise AttemptError(f"the host name {host} is not found", is_lasting=unknown) from error
+        except (aiohttp.InvalidURL, aiohttp.ClientConnectorCertificateError) as error:
+            raise AttemptError(_words(error), is_lasting=True) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise AttemptError(_words(error)) from error
 

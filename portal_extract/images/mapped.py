@@ -16,7 +16,7 @@ from portal_extract.images.boxes import PatchBatch
 from portal_extract.images.layout import ArrayLayout
 from portal_extract.images.options import ReadOptions
 from portal_extract.images.store import is_local, local_path
-from portal_extract.kernels.cut import Geometry, cut_boxes
+from portal_extract.kernels.cut import Geometry, array_to_cut_into, cut_boxes
 from portal_extract.planning.regions import Regions
 from portal_extract.running.events import BytesRead, Observer
 
@@ -148,11 +148,7 @@ def _cut(
     observer: Observer,
     out: NDArray[np.float32] | None,
 ) -> NDArray[np.float32]:
-    shape = (len(places), *regions.size_px)
-    if out is None:
-        out = np.empty(shape, np.float32)
-    elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
-        raise ValueError(f"the array to cut into must be C-contiguous float32 of shape {shape}")
+    out = array_to_cut_into(len(places), regions.size_px, out)
     _, height, width = regions.layout.shape
     geometry: Geometry = (height, width, height, width, 1, 1, height * width, 1)
     in_file = places.copy()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -28,12 +29,14 @@ from portal_extract.running.events import Observer
 
 T = TypeVar("T")
 
+DECODE_NAME = "portal-extract-decode"
+
 
 class Background:
     """An event loop in a thread of its own, and the decoding threads."""
 
     def __init__(self, reading: ReadOptions) -> None:
-        self.pool = ThreadPoolExecutor(reading.threads, thread_name_prefix="portal-extract-decode")
+        self.pool = ThreadPoolExecutor(reading.threads, thread_name_prefix=DECODE_NAME)
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="portal-extract-read", daemon=True)
         self._thread.start()
@@ -45,13 +48,19 @@ class Background:
         self.loop.run_until_complete(self.loop.shutdown_default_executor())
         self.loop.close()
 
-    def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start a coroutine in the loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+    @property
+    def is_gone(self) -> bool:
+        """Whether the loop must not be waited for.
+
+        Because the interpreter is shutting down and its threads stand still, or because a forgotten
+        stream is being collected as garbage in one of its own threads.
+        """
+        current = threading.current_thread()
+        return sys.is_finalizing() or current is self._thread or current.name.startswith(DECODE_NAME)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the loop to its end."""
-        future = self.start(coroutine)
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
             return future.result()
         except BaseException:
@@ -64,6 +73,10 @@ class Background:
 
     def close(self) -> None:
         """Stop the loop and the threads."""
+        if self.is_gone:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.pool.shutdown(wait=False, cancel_futures=True)
+            return
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.pool.shutdown(wait=True, cancel_futures=True)
@@ -121,6 +134,8 @@ class Session:
 
     def close(self) -> None:
         """Close the store, and keep the cache within its bound."""
+        if self.background.is_gone:
+            return
         if self.loader.cache is not None:
             self.loader.cache.trim()
         self.background.run(self._fetcher.store.close())
