@@ -24,6 +24,7 @@ from portal_extract.optics.dose import dose_ranges, dose_weights
 from portal_extract.options import ExtractOptions, RunOptions
 from portal_extract.running.events import Observer
 from portal_extract.running.journal import FOLDER as JOURNAL
+from portal_extract.running.schedulers import n_workers
 from portal_extract.running.units import to_runs
 
 STACK_SUFFIX, VOLUME_SUFFIX, WEIGHT_SUFFIX = "_stack2d.mrcs", "_data.mrc", "_weights.mrc"
@@ -216,7 +217,7 @@ def _particles_in_memory(
     # accumulators, the volumes made of them, and double-precision temporaries, per thread
     volume = size**3 * 4 * 8
     particle = _particle_bytes(project, series_index, options)
-    workers = run.workers or 1
+    workers = n_workers(run)
     share = run.memory_bytes // 2 - workers * volume
     if share < particle * at_least:
         needed = 2 * (particle * at_least + workers * volume)
