@@ -176,7 +176,7 @@ def write_map_report(
         write_fsc_star(
             folder / REPORT / "fsc.star", curves, {"rlnMaskName": mask_name} if mask is not None else {}
         )
-        write_fsc_plot(folder / REPORT / "fsc.png", curves, f"FSC between half maps, mask: {mask_name}")
+        write_fsc_plot(folder / REPORT / "fsc.png", curves, f"half1.mrc and half2.mrc, mask: {mask_name}")
         resolution = Resolution(
             curves.resolution_at(GOLD_STANDARD),
             curves.resolution_at(HALF),
@@ -186,7 +186,9 @@ def write_map_report(
     for name in ("merged", *_HALVES):
         path = folder / f"{name}.mrc"
         if path.is_file():
-            write_views(folder / REPORT / f"{name}.png", _read(path), pixel_size_angst, f"{name}.mrc")
+            volume = _read(path)
+            title = f"{name}.mrc: {len(volume)} voxels of {pixel_size_angst:g} Å"
+            write_views(folder / REPORT / f"{name}.png", volume, pixel_size_angst, title)
     return resolution
 
 

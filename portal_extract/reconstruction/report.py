@@ -33,30 +33,41 @@ def write_fsc_plot(path: Path, curves: ShellCorrelation, title: str = "") -> Non
     title
         What the maps are of.
     """
-    figure = _figure(7.0, 4.6)
+    figure = _figure(7.4, 5.0)
     axes = figure.add_subplot()
     x = curves.frequency_per_angst
     axes.axhline(0.0, color="0.8", linewidth=0.8)
     for curve, label, style in (
-        (curves.unmasked, "unmasked", {"color": "0.55"}),
+        (curves.unmasked, "unmasked", {"color": "0.6"}),
         (curves.masked, "masked", {"color": "tab:blue"}),
         (curves.randomised, "masked, phases randomised", {"color": "tab:red", "linewidth": 1.0}),
         (curves.corrected, "corrected", {"color": "black", "linewidth": 1.8}),
     ):
         axes.plot(x, curve, label=label, **style)
-    for threshold in (GOLD_STANDARD, HALF):
-        resolution = curves.resolution_at(threshold)
-        text = (
-            f"{threshold:g}: {resolution:.1f} Å" if np.isfinite(resolution) else f"{threshold:g}: not reached"
-        )
-        axes.axhline(threshold, color="tab:green", linestyle="--", linewidth=0.9)
-        axes.annotate(text, (0.01 * x[-1], threshold), va="bottom", color="tab:green", fontsize=9)
     lowest = min(float(np.min(c)) for c in (curves.unmasked, curves.corrected, curves.randomised))
-    axes.set(xlim=(0, x[-1]), ylim=(min(-0.1, lowest - 0.02), 1.03))
-    axes.set(xlabel="spatial frequency (1/Å)", ylabel="Fourier shell correlation", title=title)
+    bottom = min(-0.1, lowest - 0.02)
+    axes.set(xlim=(0, x[-1]), ylim=(bottom, 1.03), ylabel="Fourier shell correlation")
+    for threshold in (GOLD_STANDARD, HALF):
+        _mark(axes, curves, threshold, bottom)
+    axes.set_xlabel("spatial frequency (1/Å)")
+    axes.set_title(title, fontsize=10)
     _label_resolutions(axes, x[-1])
-    axes.legend(loc="upper right", frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     _save(figure, path)
+
+
+def _mark(axes: Axes, curves: ShellCorrelation, threshold: float, bottom: float) -> None:
+    """Draw a threshold, and the resolution where the corrected curve falls below it."""
+    resolution = curves.resolution_at(threshold)
+    axes.axhline(threshold, color="tab:green", linestyle="--", linewidth=0.8)
+    if np.isfinite(resolution):
+        axes.plot([1 / resolution] * 2, [bottom, threshold], color="tab:green", linestyle=":", linewidth=1.2)
+        text = f"{threshold:g} to {resolution:.1f} Å"
+    else:
+        text = f"{threshold:g} not reached"
+    axes.annotate(
+        text, (0.012, threshold), xycoords=axes.get_yaxis_transform(), va="bottom", color="tab:green"
+    )
 
 
 def write_views(path: Path, volume: Maps, pixel_size_angst: float, title: str = "") -> None:
@@ -73,7 +84,7 @@ def write_views(path: Path, volume: Maps, pixel_size_angst: float, title: str = 
     title
         What the map is of.
     """
-    figure = _figure(9.0, 6.4)
+    figure = _figure(9.0, 6.6)
     grid = figure.subplots(2, 3)
     size = volume.shape[0]
     for column, (axis, across, up) in enumerate(_AXES):
@@ -84,7 +95,14 @@ def write_views(path: Path, volume: Maps, pixel_size_angst: float, title: str = 
         ):
             axes = grid[row][column]
             low, high = np.percentile(image, (0.5, 99.5))
-            axes.imshow(image, cmap="gray", vmin=low, vmax=high if high > low else low + 1.0, origin="lower")
+            axes.imshow(
+                image,
+                cmap="gray",
+                vmin=low,
+                vmax=high if high > low else low + 1.0,
+                origin="lower",
+                interpolation="bicubic",
+            )
             axes.set(xticks=[], yticks=[], xlabel=across, ylabel=up)
             axes.set_title(what if row == 0 else f"projection {what}", fontsize=9)
     _scale_bar(grid[0][0], size, pixel_size_angst)
