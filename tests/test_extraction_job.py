@@ -13,7 +13,8 @@ import starfile
 from relion_cases import HERE
 
 from portal_extract.errors import BadResultError, IneligibleError, MemoryBudgetError, OutputError
-from portal_extract.extraction.job import extract, remaining_particles
+from portal_extract.extraction.job import extract
+from portal_extract.extraction.resume import remaining_particles
 from portal_extract.extraction.tasks import cut_units
 from portal_extract.options import ExtractOptions, RunOptions, VolumeOptions
 from portal_extract.running.events import Note
@@ -72,12 +73,13 @@ def test_units_of_any_size_and_any_number_of_threads_give_the_same_bytes(
     extract(project, options, "out", RunOptions(workers=1))
     one = contents(tmp_path / "out")
     (tmp_path / "out").rename(tmp_path / "first")
-    monkeypatch.setattr(
-        "portal_extract.extraction.job.cut_units",
-        lambda project, todo, *rest: [
-            (t, part) for t, p in todo for part in np.array_split(p, 3) if len(part)
-        ],
-    )
+    cuts = []
+
+    def cut_small(project, todo, *rest):
+        cuts.append([(t, part) for t, p in todo for part in np.array_split(p, 3) if len(part)])
+        return cuts[-1]
+
+    monkeypatch.setattr("portal_extract.extraction.resume.cut_units", cut_small)
     extract(project, options, "out", RunOptions(workers=3))
     other = contents(tmp_path / "out")
     # sums in another order of addition differ by rounding
@@ -85,15 +87,16 @@ def test_units_of_any_size_and_any_number_of_threads_give_the_same_bytes(
         assert (name in one) == (name in other) == (options is VOLUMES)
         one.pop(name, None), other.pop(name, None)
     assert other == one
-    assert len(list((tmp_path / "out" / ".journal").glob("unit-*.json"))) == 6
+    assert len(cuts[-1]) == 6
 
 
 def test_units_fit_the_memory(project):
     todo = remaining_particles(project, ())
-    assert [len(p) for _, p in cut_units(project, todo, VOLUMES, RunOptions(workers=1))] == [8, 8]
+    volumes = dataclasses.replace(VOLUMES, volume=VolumeOptions())
+    assert [len(p) for _, p in cut_units(project, todo, volumes, RunOptions(workers=1))] == [8, 8]
     per_particle = 13 * 12 * 16 * 9
     small = RunOptions(workers=1, memory_bytes=2 * (3 * per_particle + 16**3 * 32))
-    units = cut_units(project, todo, VOLUMES, small)
+    units = cut_units(project, todo, volumes, small)
     assert max(len(p) for _, p in units) <= 3
     assert sorted(i for _, p in units for i in p) == list(range(16))
     assert all(np.all(np.diff(p) > 0) for _, p in units)
@@ -107,7 +110,7 @@ def test_a_volume_too_large_for_the_memory_is_refused_with_the_number(project, t
 
 
 def test_a_cluster_gets_several_units_of_a_tilt_series(project):
-    units = cut_units(project, remaining_particles(project, ()), STACKS, RunOptions(), n_processes=4)
+    units = cut_units(project, remaining_particles(project, ()), STACKS, RunOptions(), n_slots=4)
     assert len(units) >= 2
     assert sorted(i for _, p in units for i in p) == list(range(16))
 
