@@ -80,7 +80,7 @@ def plan_memory(
     needed = max(finalising, held + computing + _LEAST_READING)
     if needed > run.memory_bytes:
         raise MemoryBudgetError(
-            f"--box-size {options.box_size}: the sums ({n_halves} half sets) and maps need {_gib(needed)} with "
+            f"--box-size {options.box_size}: sums and maps of this box need {_gib(needed)} with "
             f"{workers} workers, --memory is {_gib(run.memory_bytes)}; raise --memory to "
             f"{-(-needed // (GIB // 4)) / 4:g}GiB, or use a smaller --box-size, a larger --bin or fewer "
             "--workers"

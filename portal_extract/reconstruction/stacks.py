@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from portal_extract.sources.relion.tilts import TomogramTables
 _IMAGE, _SIZE, _BINNING = "rlnImageName", "rlnImageSize", "rlnTomoSubtomogramBinning"
 _PREMULTIPLIED, _DIMENSIONS = "rlnCtfDataAreCtfPremultiplied", "rlnImageDimensionality"
 _NAMED = 5
+_FILES_IN_FLIGHT = 16
 
 
 def no_images(tomogram: TomogramTables) -> ImageStack:
@@ -117,20 +119,20 @@ def check_stacks(stacks: StackImages, lengths: Ints, box_size: int) -> None:
     ImageFormatError
         All stacks that are missing or other than the tables say.
     """
-    problems = []
-    for path, length in zip(stacks.paths, lengths.tolist(), strict=True):
-        if not length:
-            continue
+
+    def look(path: str, length: int) -> str | None:
         try:
             shape = read_header(path).shape
         except ImageFormatError as error:
-            problems.append(str(error))
-            continue
-        if shape != (length, box_size, box_size):
-            problems.append(
-                f"{path} has {shape[0]} images of {shape[2]} x {shape[1]} where the tables say {length} of "
-                f"{box_size}"
-            )
+            return str(error)
+        if shape == (length, box_size, box_size):
+            return None
+        found = f"{path} has {shape[0]} images of {shape[2]} x {shape[1]}"
+        return f"{found} where the tables say {length} of {box_size}"
+
+    wanted = [(p, n) for p, n in zip(stacks.paths, lengths.tolist(), strict=True) if n]
+    with ThreadPoolExecutor(_FILES_IN_FLIGHT) as pool:
+        problems = [problem for problem in pool.map(lambda one: look(*one), wanted) if problem]
     if problems:
         more = f"; and {len(problems) - _NAMED} more stacks" if len(problems) > _NAMED else ""
         raise ImageFormatError("; ".join(problems[:_NAMED]) + more)
