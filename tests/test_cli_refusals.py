@@ -47,6 +47,15 @@ def replace(path: str, old: str, new: str) -> Callable[[], None]:
     return lambda: change(Path(path), old, new)
 
 
+def rename_tomogram(name: str) -> None:
+    """Call tomogram 007 otherwise, in all tables; its files keep their names."""
+    for path in (Path("particles.star"), Path("tomograms.star")):
+        path.write_text(
+            path.read_text().replace("007 tilts", f"{name} tilts").replace("007 007/", f"{name} {name}/")
+        )
+    change(Path("tilts/007.star"), "data_007", f"data_{name}")
+
+
 #: name: what is done to the project, more arguments, what the sentence must say
 PROJECTS: dict[str, tuple[Callable[[], object], list[str], list[str]]] = {
     "no particle file": (
@@ -115,6 +124,7 @@ PROJECTS: dict[str, tuple[Callable[[], object], list[str], list[str]]] = {
         [],
         ["particle table, row 2", "'../x'", "use letters, digits"],
     ),
+    "unsafe tomogram name": (lambda: rename_tomogram("../7"), [], ["'../7/", "use letters, digits"]),
     "shared file": (
         replace("particles.star", "TS_1/2", "TS_1/1"),
         [],

@@ -209,6 +209,110 @@ def test_what_cannot_be_extracted_is_told_as_json_too(small_portal, capfd):
     assert said.err.startswith("portal-extract: nothing can be extracted, for 2 reasons:")
 
 
+def test_refusals_show_the_table_too(small_portal, tmp_path, capfd):
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                "data-portal",
+                "--run-id",
+                "17843",
+                "--box-size",
+                "32",
+                "-o",
+                str(tmp_path / "o"),
+                *addresses(small_portal),
+            ]
+        )
+    assert ended.value.code == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert any("ineligible" in line and "63116" in line for line in lines)
+    assert lines[-1].startswith("portal-extract: run 17843 (TS_027)")
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"])
+def test_addresses_from_the_environment(variable, small_portal, tmp_path, monkeypatch):
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CRYOET_PORTAL_URL", small_portal.portal_url)
+    monkeypatch.setenv(variable, small_portal.s3_endpoint_url)
+    small_portal.objects.log.clear()
+    arguments = [*our_options(case_named(SMALL_CASE)["request"]), "--output-dir", str(tmp_path / "found")]
+    cli.main(args=["resolve", *arguments, "--quiet"], standalone_mode=False)
+    assert small_portal.objects.log.count(contains="ndjson") == 1
+    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == [
+        "optimisation_set.star",
+        "particles.star",
+        "tilt_series",
+        "tomograms.star",
+    ]
+
+
+def test_resolve_keeps_what_is_there(small_portal, tmp_path, capfd):
+    arguments = [*our_options(case_named(SMALL_CASE)["request"]), *addresses(small_portal), "--quiet"]
+    target = tmp_path / "optimisation_set.star"
+    target.write_text("precious")
+    for more, code, written in ([], 2, False), (["--overwrite"], 0, True):
+        with pytest.raises(SystemExit) as ended:
+            main(["resolve", *arguments, "--output-dir", str(tmp_path), *more])
+        assert ended.value.code == code
+        assert (target.read_text() != "precious") == written
+        assert (tmp_path / "particles.star").exists() == written
+    assert "use --overwrite" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--run-id", "TS_028"], "--run-ids TS_028: ids are whole numbers, separated by commas"),
+        ([], "nothing selects particles: give at least one of --deposition-ids,"),
+        (["--run-id", "0"], "--run-ids 0: ids of the portal are whole numbers from 1"),
+        (["--run-id", "17843", "--on-missing-ctf", "no-ctf"], "add --no-ctf"),
+        (["--run-id", "17844", "--handedness", "0"], "--handedness 0: must be a number other than 0"),
+    ],
+)
+def test_requests_that_make_no_sense(arguments, sentence, small_portal, tmp_path, capfd):
+    request = [*arguments, "--box-size", "32", "--quiet", *addresses(small_portal)]
+    with pytest.raises(SystemExit) as ended:
+        main(["data-portal", *request, "--output-dir", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert sentence in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_a_portal_run(small_portal, tmp_path, monkeypatch):
+    """RELION's layout, the tables of the project, a report and a journal; nothing else."""
+    monkeypatch.chdir(tmp_path)
+    extract(small_portal, case_named(SMALL_CASE), Path("out"))
+    name = "run_17844_tiltseries_17210_alignment_17459_spacing_21315"
+    found = {str(path.relative_to("out")) for path in Path("out").rglob("*") if path.is_file()}
+    assert {path for path in found if not path.startswith(".journal/")} == {
+        *(f"Subtomograms/{name}/{n}_stack2d.mrcs" for n in range(1, 7)),
+        f"tilt_series/{name}.star",
+        "optimisation_set.star",
+        "particles.star",
+        "report/report.json",
+        "tomograms.star",
+    }
+    # and it is a project again: with the same options it gives the same images
+    options = our_options(case_named(SMALL_CASE)["parameters"])
+    again = [
+        "local",
+        "--optimisation-set",
+        "out/optimisation_set.star",
+        *options,
+        "--output-dir",
+        "again",
+        "--quiet",
+    ]
+    cli.main(args=[*again, "--s3-endpoint-url", small_portal.s3_endpoint_url], standalone_mode=False)
+    compare = tool("compare_relion").compare_mrc
+    for n in range(1, 7):
+        one, other = (Path(out, "Subtomograms", name, f"{n}_stack2d.mrcs") for out in ("out", "again"))
+        assert compare(one, other, "again", 1e-4, 1e-5).errors == []
+
+
 def test_a_plan_reads_metadata_and_predicts_the_rest(small_portal, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     small_portal.objects.log.clear()

@@ -97,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _end(arguments, "error", error.format_message(), EXIT_REFUSED)
     except (Ended, click.Abort) as error:
         _end(arguments, "interrupted", f"interrupted; {AGAIN}", exit_code(error))
+    finally:
+        gc.enable()
 
 
 def _end(arguments: Sequence[str], event: str, message: str, code: int) -> NoReturn:

@@ -132,10 +132,19 @@ class Listed(click.ParamType[str]):
         return str(value)
 
 
-def listed(texts: tuple[str, ...], kind: type = str) -> tuple[Any, ...]:
+def listed(texts: tuple[str, ...], kind: type = str, option: str = "") -> tuple[Any, ...]:
     """Cut comma-separated texts into values, each once.
 
     Names of objects can hold commas: a comma with a blank behind it does not separate names.
+
+    Parameters
+    ----------
+    texts
+        What was given, once or several times.
+    kind
+        Type of the values.
+    option
+        Names the option in the message.
 
     Raises
     ------
@@ -147,7 +156,9 @@ def listed(texts: tuple[str, ...], kind: type = str) -> tuple[Any, ...]:
     try:
         return tuple(dict.fromkeys(kind(value) for value in values))
     except ValueError as error:
-        raise UsageError(f"{','.join(values)}: ids are whole numbers, separated by commas") from error
+        raise UsageError(
+            f"{option} {','.join(values)}: ids are whole numbers, separated by commas"
+        ) from error
 
 
 def extract_options(values: Mapping[str, Any]) -> ExtractOptions:

@@ -137,7 +137,10 @@ def filters_from(values: dict[str, Any]) -> Any:
     from portal_extract.sources.portal.filters import OPTIONS, PortalFilters
 
     numbers = {name for name in OPTIONS if name.endswith("_ids") and name != "object_ids"}
-    selected = {name: params.listed(values[name], int if name in numbers else str) for name in OPTIONS}
+    selected = {
+        name: params.listed(values[name], int if name in numbers else str, option)
+        for name, option in OPTIONS.items()
+    }
     switches = {
         name: values[name] for name in ("inexact_match", "ground_truth", "automated_only", "no_orientations")
     }
