@@ -230,10 +230,10 @@ def in_short(sections: Sequence[tuple[str, Sequence[Difference]]]) -> Iterator[s
     sound = [row for title, rows in sections for row in rows if title != ILL_TITLE]
     wrong = sum(row.n_wrong > 0 for row in sound)
     verdict = "all agree" if not wrong else f"**{wrong} do not agree**"
-    worst = max(row.largest for row in sound)
+    n_files, worst = sum(row.n_files for row in sound), max(row.largest for row in sound)
     yield (
-        f"{len(sound)} cases with {sum(row.n_files for row in sound)} image files: {verdict}. The largest difference "
-        f"of a single voxel is {shown(worst)} of the RMS."
+        f"{len(sound)} cases with {n_files} image files: {verdict}. The largest difference of a single voxel "
+        f"is {shown(worst)} of the RMS."
     )
 
 
