@@ -229,7 +229,7 @@ def test_the_readme_quotes_the_table_of_parity():
     )
     assert found is not None
     cases, files, largest = found.groups()
-    quote = f"{files} files in {cases} reference cases is compared: the largest difference is {largest} of the RMS"
+    quote = f"{files} files in {cases} reference cases is compared: the largest difference is {largest} of"
     assert quote in " ".join(readme.split())
 
 
