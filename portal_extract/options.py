@@ -10,7 +10,9 @@ from portal_extract.errors import UnsupportedError
 PathStyle = Literal["auto", "absolute", "relative"]
 OutputMode = Literal["stack2d", "volume3d"]
 OnError = Literal["stop", "skip"]
+Strategy = Literal["auto", "blocks", "chunks"]
 
+KIB = 1 << 10
 GIB = 1 << 30
 
 
@@ -189,6 +191,18 @@ class RunOptions:
         Concurrent requests of all processes of a cluster together.
     on_error
         After a unit of work failed: ``stop`` when those at work are done, or ``skip`` it.
+    strategy
+        Of compressed chunks fetch whole ones, only the blocks that some box touches, or whatever is cheaper
+        for each chunk.
+    request_cost_bytes
+        What one more request costs, in bytes that could have been transferred meanwhile.
+    gap_bytes
+        Ranges of one object closer than this are fetched in one request.
+    cache_dir
+        Folder for stored blocks that were fetched over a network, as an absolute path where other machines
+        take part; None for no cache.
+    cache_bytes
+        Most bytes kept in ``cache_dir``.
     """
 
     workers: int | None = None
@@ -198,3 +212,8 @@ class RunOptions:
     requests_in_flight: int = 32
     total_requests: int = 512
     on_error: OnError = "stop"
+    strategy: Strategy = "auto"
+    request_cost_bytes: int = 64 * KIB
+    gap_bytes: int = 16 * KIB
+    cache_dir: str | None = None
+    cache_bytes: int = 20 * GIB

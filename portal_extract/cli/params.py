@@ -13,12 +13,13 @@ from portal_extract.cli.grouped import option, stack_options
 from portal_extract.errors import UnsupportedError, UsageError
 from portal_extract.options import ExtractOptions, PathStyle, RunOptions, VolumeOptions
 
-BOX, SIGNAL, VOLUME, OUTPUT, RUN, TALK = (
+BOX, SIGNAL, VOLUME, OUTPUT, RUN, READ, TALK = (
     "Particles (RELION's names in brackets)",
     "Signal",
     "3D pseudo-subtomograms",
     "Output",
     "Running",
+    "Reading",
     "Messages and configuration",
 )
 
@@ -110,6 +111,11 @@ run_options = stack_options(
     option("--workers", type=click.IntRange(1), group=RUN, help="Computing threads.  [default: all cores]"),
     option("--memory", type=ByteSize(at_least=16 << 20), default="2GiB", group=RUN, help="Bound for the working memory."),
     option("--requests", type=click.IntRange(1, 1024), default=32, group=RUN, help="Concurrent requests to a remote store."),
+    option("--read", "strategy", type=click.Choice(["auto", "blocks", "chunks"]), default="auto", group=READ, help="Of compressed chunks fetch the blocks that some box touches, whole chunks, or whatever is cheaper for each chunk."),
+    option("--request-cost", type=ByteSize(at_least=0), default="64KiB", group=READ, help="What one more request costs, in bytes that pass meanwhile; more where the store is far and the line is fast."),
+    option("--gap", type=ByteSize(at_least=0), default="16KiB", group=READ, help="Fetch ranges of one object that are closer than this in one request."),
+    option("--cache-dir", type=click.Path(file_okay=False, resolve_path=True), group=READ, help="Keep blocks fetched over the network in this folder, so that another extraction fetches only what is new; processes may share it.  [default: no cache]"),
+    option("--cache-size", type=ByteSize(at_least=1 << 20), default="20GiB", group=READ, help="Bound for --cache-dir; what was used longest ago is dropped."),
 )  # fmt: skip
 
 talk_options = stack_options(
@@ -215,8 +221,16 @@ def extract_options(values: Mapping[str, Any]) -> ExtractOptions:
 
 
 def running_options(values: Mapping[str, Any]) -> RunOptions:
-    """Build the options of a run from parsed values."""
+    """Build the options of a run from parsed values.
+
+    Raises
+    ------
+    UsageError
+        Options that contradict each other.
+    """
     paths: PathStyle = values["paths"]
+    if values["cache_dir"] and values["strategy"] == "chunks":
+        raise UsageError("--cache-dir keeps blocks, not whole chunks: leave out --read chunks")
     return RunOptions(
         workers=values["workers"],
         memory_bytes=values["memory"],
@@ -225,4 +239,9 @@ def running_options(values: Mapping[str, Any]) -> RunOptions:
         requests_in_flight=values["requests"],
         total_requests=values["total_requests"],
         on_error=values["on_error"],
+        strategy=values["strategy"],
+        request_cost_bytes=values["request_cost"],
+        gap_bytes=values["gap"],
+        cache_dir=values["cache_dir"],
+        cache_bytes=values["cache_size"],
     )

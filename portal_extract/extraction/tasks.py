@@ -143,13 +143,7 @@ def memory_shares(
     computing = workers * batch_views * (4 * patch + 8 * options.box_size**2 * 4)
     free = max(run.memory_bytes - computing, run.memory_bytes // 4)
     waiting = min(len(views) * waiting_bytes(options), free // 2)
-    reading = ReadOptions(
-        memory_bytes=free - waiting,
-        batch_views=batch_views,
-        requests_in_flight=run.requests_in_flight,
-        decode_threads=workers,
-    )
-    return waiting, reading
+    return waiting, ReadOptions.of_run(run, free - waiting, batch_views, workers)
 
 
 def waiting_bytes(options: ExtractOptions) -> int:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Literal
 
 from portal_extract.errors import UsageError
-from portal_extract.options import GIB
+from portal_extract.options import GIB, KIB, RunOptions, Strategy
 
-Strategy = Literal["auto", "chunks", "blocks"]
-
-KIB = 1 << 10
 MIB = 1 << 20
 
 
@@ -76,6 +72,36 @@ class ReadOptions:
     cache_bytes: int = 20 * GIB
     in_order: bool = False
 
+    @classmethod
+    def of_run(
+        cls, run: RunOptions, memory_bytes: int, batch_views: int, workers: int, *, in_order: bool = False
+    ) -> ReadOptions:
+        """Take from the options of a run what concerns reading.
+
+        Parameters
+        ----------
+        run
+            Requests, strategy and cache.
+        memory_bytes
+            The reader's share of the memory.
+        batch_views, in_order
+            See :class:`ReadOptions`.
+        workers
+            Number of decoding threads.
+        """
+        return cls(
+            memory_bytes=memory_bytes,
+            batch_views=batch_views,
+            requests_in_flight=run.requests_in_flight,
+            decode_threads=workers,
+            strategy=run.strategy,
+            request_cost_bytes=run.request_cost_bytes,
+            gap_bytes=run.gap_bytes,
+            cache_dir=run.cache_dir,
+            cache_bytes=run.cache_bytes,
+            in_order=in_order,
+        )
+
     @property
     def threads(self) -> int:
         """Number of decoding threads."""
@@ -91,10 +117,15 @@ class ReadOptions:
         Raises
         ------
         UsageError
-            A count below 1, a negative size, or an unknown strategy.
+            A count below 1, a negative size, an unknown strategy, or a cache of blocks for whole chunks.
         """
         for name in ("memory_bytes", "batch_views", "requests_in_flight", "attempts"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}: must be at least 1")
+        for name in ("request_cost_bytes", "gap_bytes", "cache_bytes"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} is {getattr(self, name)}: must not be negative")
         if self.strategy not in ("auto", "chunks", "blocks"):
             raise UsageError(f"strategy {self.strategy!r} is unknown: use auto, chunks or blocks")
+        if self.strategy == "chunks" and self.cache_dir is not None:
+            raise UsageError("cache_dir keeps blocks, not whole chunks: use another strategy")

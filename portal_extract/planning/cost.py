@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portal_extract.images.options import ReadOptions
+from portal_extract.images.store import is_local
 from portal_extract.planning.order import Order
 from portal_extract.planning.regions import Regions, TileGrid
 
@@ -39,10 +40,11 @@ def whole_units(regions: Regions, grid: TileGrid, order: Order, reading: ReadOpt
         return np.full(n_units, coding == "pipeline")
     _, visits = np.unique(order.unit_chunks, return_inverse=True)
     comes_once: NDArray[np.bool_] = np.bincount(visits)[visits] == 1
-    if reading.strategy == "blocks":
-        return np.full(n_units, grid.tiles_per_chunk == 1)
     if reading.strategy == "chunks":
         return comes_once
+    # a cache keeps blocks
+    if reading.strategy == "blocks" or (reading.cache_dir and not is_local(regions.layout.uri)):
+        return np.full(n_units, grid.tiles_per_chunk == 1)
     inside = tiles_inside(regions, grid, order.unit_chunks)
     unneeded = (inside - order.units.lengths) * USUAL_RATIO
     padding = (grid.tiles_per_chunk - inside) * PADDING_RATIO

@@ -85,13 +85,7 @@ def plan_memory(
             f"{-(-needed // (GIB // 4)) / 4:g}GiB, or use a smaller --box-size, a larger --bin or fewer "
             "--workers"
         )
-    reading = ReadOptions(
-        memory_bytes=left,
-        batch_views=batch_views,
-        requests_in_flight=run.requests_in_flight,
-        decode_threads=workers,
-        in_order=True,
-    )
+    reading = ReadOptions.of_run(run, left, batch_views, workers, in_order=True)
     return Budget(batch_views, _room(workers), _PER_THREAD * workers, reading, max(needed, finalising))
 
 
