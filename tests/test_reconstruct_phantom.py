@@ -80,11 +80,11 @@ def resolution(volume: np.ndarray) -> float:
     return BOX * PIXEL / max(1, below[0] - 1)
 
 
-def average(project: Project, folder: Path) -> np.ndarray:
-    options = ReconstructOptions(box_size=BOX)
-    survey = survey_reconstruction(project, options, RunOptions())
+def average(project: Project, folder: Path, run: RunOptions | None = None) -> np.ndarray:
+    options, run = ReconstructOptions(box_size=BOX), run or RunOptions()
+    survey = survey_reconstruction(project, options, run)
     summing = Summing(survey.parts, options, 1, survey.map_pixel_angst, folder, "stamp", 999.0)
-    place = find_place(RunOptions(), None, ignore)
+    place = find_place(run, None, ignore)
     summed = summing.run(place, Guard(str(folder), ""), ignore)
     return finalise(summed.halves, options, survey.map_pixel_angst)["merged"]
 
@@ -145,6 +145,12 @@ SPOILED = {
 
 def test_average_of_an_untouched_project(project, tmp_path):
     assert resolution(average(project, tmp_path)) < 24
+
+
+def test_streamed_maps_do_not_depend_on_workers_and_memory(project, tmp_path):
+    runs = [RunOptions(workers=1), RunOptions(workers=4, requests_in_flight=3, memory_bytes=1 << 30)]
+    one, other = (average(project, tmp_path, run) for run in runs)
+    np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("name", SPOILED)

@@ -90,7 +90,8 @@ def reconstruct(
     client
         Of a dask cluster; None for threads of this process.
     checkpoint_seconds
-        Sums are put on disk after a tilt series if so much time has passed since the last time.
+        Sums are put on disk after a tilt series if so much time has passed since the last time; 0 for after
+        each one.
     assumptions, extra
         Values that the source does not have, and anything else to be put into the report.
 

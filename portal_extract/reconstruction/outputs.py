@@ -20,7 +20,7 @@ from portal_extract.reconstruction.fsc import (
     shell_correlation,
 )
 from portal_extract.reconstruction.options import ReconstructOptions
-from portal_extract.reconstruction.report import write_fsc_plot, write_views
+from portal_extract.reconstruction.report import write_fsc_plot, write_halves, write_views
 from portal_extract.reconstruction.summary import Resolution
 from portal_extract.relion_io.mrc import HEADER_BYTES, read_header, write_mrc
 from portal_extract.relion_io.numbers import format_double
@@ -152,7 +152,7 @@ def read_mask(path: str, size: int) -> Maps:
 def write_map_report(
     folder: Path, pixel_size_angst: float, mask: Maps | None, mask_name: str
 ) -> Resolution | None:
-    """Compare the half maps on disk and draw all maps.
+    """Compare the half maps on disk and draw the maps.
 
     Parameters
     ----------
@@ -172,23 +172,22 @@ def write_map_report(
     resolution = None
     halves = [folder / f"{name}.mrc" for name in _HALVES]
     if all(path.is_file() for path in halves):
-        curves = shell_correlation(_read(halves[0]), _read(halves[1]), pixel_size_angst, mask)
+        volumes = [_read(path) for path in halves]
+        curves = shell_correlation(volumes[0], volumes[1], pixel_size_angst, mask)
         write_fsc_star(
             folder / REPORT / "fsc.star", curves, {"rlnMaskName": mask_name} if mask is not None else {}
         )
         write_fsc_plot(folder / REPORT / "fsc.png", curves, f"half1.mrc and half2.mrc, mask: {mask_name}")
+        write_halves(folder / REPORT / "halves.png", volumes, pixel_size_angst, "half1.mrc and half2.mrc")
         resolution = Resolution(
             curves.resolution_at(GOLD_STANDARD),
             curves.resolution_at(HALF),
             curves.resolution_at(GOLD_STANDARD, curves.unmasked),
             mask_name,
         )
-    for name in ("merged", *_HALVES):
-        path = folder / f"{name}.mrc"
-        if path.is_file():
-            volume = _read(path)
-            title = f"{name}.mrc: {len(volume)} voxels of {pixel_size_angst:g} Å"
-            write_views(folder / REPORT / f"{name}.png", volume, pixel_size_angst, title)
+    merged = _read(folder / "merged.mrc")
+    size = f"{len(merged)} voxels of {pixel_size_angst:g} Å"
+    write_views(folder / REPORT / "merged.png", merged, pixel_size_angst, f"merged.mrc: {size}")
     return resolution
 
 

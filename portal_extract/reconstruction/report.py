@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,16 +85,45 @@ def write_views(path: Path, volume: Maps, pixel_size_angst: float, title: str = 
     title
         What the map is of.
     """
+    axes = [axis for axis, _, _ in _AXES]
+    sums = [volume.sum(axis=column, dtype=np.float64) for column in range(3)]
+    rows = [
+        _slices(volume, ""),
+        [(f"projection along {a}", image) for a, image in zip(axes, sums, strict=True)],
+    ]
+    _draw(path, rows, pixel_size_angst, title)
+
+
+def write_halves(path: Path, halves: Sequence[Maps], pixel_size_angst: float, title: str = "") -> None:
+    """Draw the three central slices of each half map, one half map below the other, as a PNG.
+
+    Parameters
+    ----------
+    path, pixel_size_angst, title
+        As for :func:`write_views`.
+    halves
+        Two maps ``(n, n, n)``.
+    """
+    rows = [_slices(volume, f"half {number}: ") for number, volume in enumerate(halves, start=1)]
+    _draw(path, rows, pixel_size_angst, title)
+
+
+def _slices(volume: Maps, name: str) -> list[tuple[str, NDArray[Any]]]:
+    middle = volume.shape[0] // 2
+    return [
+        (f"{name}slice at {axis} = {middle}", np.take(volume, middle, axis=column))
+        for column, (axis, _, _) in enumerate(_AXES)
+    ]
+
+
+def _draw(
+    path: Path, rows: Sequence[Sequence[tuple[str, NDArray[Any]]]], pixel_size_angst: float, title: str
+) -> None:
+    """Draw rows of three pictures, seen along z, y and x."""
     figure = _figure(9.0, 6.6)
-    grid = figure.subplots(2, 3)
-    size = volume.shape[0]
-    for column, (axis, across, up) in enumerate(_AXES):
-        slab = np.take(volume, size // 2, axis=column)
-        projection = volume.sum(axis=column, dtype=np.float64)
-        for row, (image, what) in enumerate(
-            ((slab, f"slice at {axis} = {size // 2}"), (projection, f"along {axis}"))
-        ):
-            axes = grid[row][column]
+    grid = figure.subplots(len(rows), 3)
+    for panels, pictures in zip(grid, rows, strict=True):
+        for axes, (_, across, up), (what, image) in zip(panels, _AXES, pictures, strict=True):
             low, high = np.percentile(image, (0.5, 99.5))
             axes.imshow(
                 image,
@@ -104,8 +134,8 @@ def write_views(path: Path, volume: Maps, pixel_size_angst: float, title: str = 
                 interpolation="bicubic",
             )
             axes.set(xticks=[], yticks=[], xlabel=across, ylabel=up)
-            axes.set_title(what if row == 0 else f"projection {what}", fontsize=9)
-    _scale_bar(grid[0][0], size, pixel_size_angst)
+            axes.set_title(what, fontsize=9)
+    _scale_bar(grid[0][0], len(rows[0][0][1]), pixel_size_angst)
     figure.suptitle(title, fontsize=11)
     _save(figure, path)
 

@@ -67,7 +67,7 @@ class Summing:
     stamp
         Identifies the run.
     checkpoint_seconds
-        Between two checkpoints, at least.
+        Between two checkpoints, at least; 0 for one after each tilt series.
     """
 
     parts: tuple[Part, ...]
@@ -183,8 +183,8 @@ class _Checkpoints:
         """Take note of a part that is in the sums."""
         done, summing = self._done, self._summing
         done.results.append(result)
-        start = time.monotonic()
-        if start - self._last < max(summing.checkpoint_seconds, self._cost / _CHECKPOINT_SHARE):
+        start, pause = time.monotonic(), summing.checkpoint_seconds
+        if pause > 0 and start - self._last < max(pause, self._cost / _CHECKPOINT_SHARE):
             return
         summing.keep(done)
         self._last = time.monotonic()
