@@ -188,4 +188,11 @@ def test_example_for_data_portal():
 
 
 def test_there_is_a_test_for_every_example():
-    assert sorted(path.name for path in CONFIGS.iterdir()) == ["data-portal.toml", "local.toml"]
+    assert sorted(path.name for path in CONFIGS.iterdir()) == [
+        "data-portal.toml",
+        "local.toml",
+        "lsf.toml",
+        "pbs.toml",
+        "sge.toml",
+        "slurm.toml",
+    ]

@@ -53,6 +53,8 @@ def extract_and_report(
         return None
     scheduler, out = chosen_scheduler(values), values["output_dir"]
     with show_progress_as(values) as observer, open_client(scheduler, observer) as client:
+        if client is not None and scheduler.dashboard and (values["quiet"] or values["as_json"]):
+            click.echo(f"dask dashboard: {client.dashboard_link}", err=True)
         summary = extract(
             project, options, out, run, observer, client=client, assumptions=assumptions, extra=extra
         )

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -143,6 +143,7 @@ def open_client(options: SchedulerOptions, observer: Observer = ignore) -> Itera
         yield None
         return
     import dask
+    import distributed  # noqa: F401 - its defaults must be there before, or they would be undone with ours
 
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(_CONFIG))
@@ -192,7 +193,7 @@ def _start_processes(stack: ExitStack, options: SchedulerOptions) -> Any:
         memory_limit=0,
         preload=[_IGNORE_CONTROL_C],
         local_directory=scratch,
-        dashboard_address=":8787" if options.dashboard else None,
+        dashboard_address="127.0.0.1:8787" if options.dashboard else "127.0.0.1:0",
         worker_dashboard_address=None,
         silence_logs=logging.CRITICAL,
     )
@@ -220,12 +221,40 @@ def _start_jobs(stack: ExitStack, options: SchedulerOptions) -> Any:
         )
     settings = {key: value for key, value in options.settings.items() if key not in _OWN_SETTINGS}
     if command:
-        dashboard = {"dashboard_address": ":8787" if options.dashboard else None}
+        dashboard = {"dashboard_address": ":8787" if options.dashboard else ":0"}
         settings["scheduler_options"] = {**dashboard, **settings.get("scheduler_options", {})}
     try:
         cluster = cluster_class(**settings)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"[cluster] settings for --cluster {kind}: {error}") from error
-    stack.callback(cluster.close)
-    cluster.scale(**{"jobs" if command else "n": int(options.settings.get("jobs", 1))})
+        raise UsageError(f"[cluster] settings for --cluster {kind}: {str(error).splitlines()[0]}") from error
+    stack.callback(_close_quietly, cluster)
+    jobs = int(options.settings.get("jobs", 1))
+    if command:
+        _submit(cluster, jobs, f"--cluster {kind}")
+    else:
+        cluster.scale(jobs)
     return cluster
+
+
+def _submit(cluster: Any, jobs: int, what: str) -> None:
+    """Submit jobs, the first one alone: what is wrong with it is wrong with all."""
+
+    async def settle() -> None:
+        await cluster
+
+    for n_jobs in (1, jobs - 1):
+        for _ in range(n_jobs):
+            cluster.worker_spec.update(cluster.new_worker_spec())
+        try:
+            cluster.sync(settle)
+        except RuntimeError as error:
+            said = str(error).split("stderr:")[-1].strip()
+            raise ClusterError(f"{what}: the job was not taken: {said}") from error
+
+
+def _close_quietly(cluster: Any) -> None:
+    # where a job was not taken, closing cancels the others and then fails an assertion of dask's own; it need
+    # not be tried again when the program ends
+    with suppress(Exception):
+        cluster.close(timeout=5)
+    cluster.shutdown_on_close = False

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import CancelledError
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -57,28 +57,43 @@ def run_on_cluster(
     """Run units on the workers of a dask cluster; see :func:`portal_extract.running.schedulers.run_units`.
 
     Few units more than can run are with the scheduler at a time. The requests in flight of all of them
-    together stay within ``total_requests``, whatever number of workers comes and goes.
+    together stay within ``total_requests``, whatever number of workers comes and goes. When workers die again
+    and again, dask blames every unit that they had; these are tried once more at the end, one by one.
     """
     if place.client is None:
         raise ValueError("a place without a client is no cluster")
     units = _Units(place.client, place, guard, observer)
     source, failures = iter(tasks), list[UnitFailure]()
+    suspects: list[UnitTask] = []
     try:
         while True:
             if not failures or place.run.on_error == "skip":
                 for task in islice(source, units.room()):
                     units.submit(task)
+                if suspects and not units.n_submitted:
+                    units.submit(suspects.pop(), is_last_chance=True)
             if not units.n_submitted:
                 return failures
-            label, particles, outcome = units.next()
+            task, outcome = units.next()
             if isinstance(outcome, UnitResult):
                 observer(BytesRead(outcome.bytes_read, outcome.n_requests))
                 observer(StageAdvanced("extract", outcome.n_views))
                 done(outcome)
+            elif outcome is None:
+                suspects.append(task)
             else:
-                failures.append(failure_of(label, particles, outcome, observer))
+                failures.append(failure_of(task.label, task.particles, outcome, observer))
     finally:
         units.cancel()
+
+
+@dataclass(frozen=True)
+class _Submitted:
+    """A unit that is with the scheduler, and its share of the requests in flight."""
+
+    task: UnitTask
+    share: int
+    is_last_chance: bool
 
 
 class _Units:
@@ -86,8 +101,7 @@ class _Units:
 
     def __init__(self, client: Client, place: Place, guard: Guard, observer: Observer) -> None:
         self._client, self._place, self._guard, self._observer = client, place, guard, observer
-        self._submitted: dict[Future[UnitResult], tuple[str, tuple[int, ...]]] = {}
-        self._shares: dict[Future[UnitResult], int] = {}
+        self._submitted: dict[Future[UnitResult], _Submitted] = {}
         self._over: queue.SimpleQueue[Future[UnitResult]] = queue.SimpleQueue()
         self._n_slots, self._looked_s, self._told = place.n_slots, time.monotonic(), False
 
@@ -99,11 +113,11 @@ class _Units:
     def room(self) -> int:
         """Give the number of units that may be handed out now."""
         self._look()
-        free = self._place.run.total_requests - sum(self._shares.values())
+        free = self._place.run.total_requests - sum(unit.share for unit in self._submitted.values())
         most = min(units_at_the_scheduler(self._n_slots) - len(self._submitted), free // self._share())
         return max(most, 0 if self._submitted else 1)
 
-    def submit(self, task: UnitTask) -> None:
+    def submit(self, task: UnitTask, *, is_last_chance: bool = False) -> None:
         """Hand a unit to the scheduler."""
         share = self._share()
         future: Future[UnitResult] = self._client.submit(
@@ -114,12 +128,11 @@ class _Units:
             key=f"unit-{uuid.uuid4().hex}",
             pure=False,
         )
-        self._submitted[future] = (task.label, task.particles)
-        self._shares[future] = share
+        self._submitted[future] = _Submitted(task, share, is_last_chance)
         future.add_done_callback(self._over.put)  # type: ignore[no-untyped-call]
 
-    def next(self) -> tuple[str, tuple[int, ...], UnitResult | Exception]:
-        """Wait for a unit; give its label, its particles and what came of it.
+    def next(self) -> tuple[UnitTask, UnitResult | Exception | None]:
+        """Wait for a unit; give what came of it, None if its workers died and it may not be to blame.
 
         Raises
         ------
@@ -132,9 +145,10 @@ class _Units:
             except queue.Empty:
                 self._look()
                 continue
-            del self._shares[future]
-            label, particles = self._submitted.pop(future)
-            return label, particles, _outcome(future, label)
+            unit = self._submitted.pop(future)
+            outcome = _outcome(future, unit.task.label)
+            is_suspect = isinstance(outcome, ClusterError) and not unit.is_last_chance
+            return unit.task, None if is_suspect else outcome
 
     def cancel(self) -> None:
         """Take back the units that are with the scheduler; those at work end by themselves."""

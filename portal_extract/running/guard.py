@@ -21,6 +21,7 @@ from portal_extract.errors import OutputError
 from portal_extract.running.journal import FOLDER, IDENTITY, read_json
 
 UNITS_LOCK = ".units"
+_PATIENCE_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Guard:
 
 
 @contextmanager
-def no_units(journal: Path, patience_s: float = 20.0) -> Iterator[None]:
+def no_units(journal: Path) -> Iterator[None]:
     """Wait until no unit of an earlier run is at work, and keep units away.
 
     Raises
@@ -85,7 +86,7 @@ def no_units(journal: Path, patience_s: float = 20.0) -> Iterator[None]:
     OutputError
         Some are still at work after that time.
     """
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + _PATIENCE_S
     with open(journal / UNITS_LOCK, "a+") as lock:
         while True:
             try:
