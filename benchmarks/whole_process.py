@@ -7,16 +7,19 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass
 class Taken:
     """What the runs of a command took, one entry for each run."""
 
-    cpu_s: list[float]
-    peak_bytes: list[int]
+    wall_s: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
+    peak_bytes: list[int] = field(default_factory=list)
 
 
 class Program:
@@ -25,7 +28,8 @@ class Program:
     def __init__(self, arguments: list[str], output_dir: Path) -> None:
         self.command = [sys.executable, "-m", "portal_extract", *arguments, "-o", str(output_dir), "--quiet"]
         self.output_dir = output_dir
-        self.taken = Taken([], [])
+        self.taken = Taken()
+        self.report: dict[str, Any] = {}
 
     def clean(self) -> None:
         """Remove what the run before has written; not timed."""
@@ -33,13 +37,15 @@ class Program:
 
     def __call__(self) -> None:
         """Run it once."""
+        started_s = time.perf_counter()
         with subprocess.Popen(self.command) as process:
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
         assert process.returncode == 0
+        self.taken.wall_s.append(time.perf_counter() - started_s)
         self.taken.cpu_s.append(usage.ru_utime + usage.ru_stime)
-        report = json.loads((self.output_dir / "report" / "report.json").read_text())
-        self.taken.peak_bytes.append(report["peak_memory_bytes"])
+        self.report = json.loads((self.output_dir / "report" / "report.json").read_text())
+        self.taken.peak_bytes.append(self.report["peak_memory_bytes"])
 
 
 def run(benchmark, arguments: list[str], output_dir: Path, n_particles: int, rounds: int = 5) -> None:
