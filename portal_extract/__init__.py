@@ -17,6 +17,7 @@ from portal_extract._version import __version__
 
 if TYPE_CHECKING:
     from portal_extract.errors import PortalExtractError
+    from portal_extract.extraction.forecast import Forecast, forecast
     from portal_extract.extraction.job import extract
     from portal_extract.extraction.summary import ExtractionSummary
     from portal_extract.model import (
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "PortalExtractError": "errors",
+    "Forecast": "extraction.forecast",
+    "forecast": "extraction.forecast",
     "extract": "extraction.job",
     "ExtractionSummary": "extraction.summary",
     "Deformation": "model",
@@ -58,6 +61,7 @@ __all__ = [
     "Deformation",
     "ExtractOptions",
     "ExtractionSummary",
+    "Forecast",
     "ImageStack",
     "OpticsGroup",
     "ParticleSet",
@@ -73,6 +77,7 @@ __all__ = [
     "VolumeOptions",
     "__version__",
     "extract",
+    "forecast",
     "read_project",
     "resolve_portal",
 ]

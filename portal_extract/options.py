@@ -151,7 +151,7 @@ class ExtractOptions:
         box, crop = self.box_size, self.output_size
         if box < 2 or box % 2:
             found.append(f"--box-size {box}: must be even and at least 2; use {max(2, box + box % 2)}")
-        if crop < 2 or crop % 2:
+        if self.crop_size is not None and (crop < 2 or crop % 2):
             found.append(f"--crop-size {crop}: must be even and at least 2; use {max(2, crop + crop % 2)}")
         if crop > box:
             found.append(f"--crop-size {crop} is larger than --box-size {box}: crop to at most the box")

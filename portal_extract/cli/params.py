@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,10 +23,16 @@ BOX, SIGNAL, VOLUME, OUTPUT, RUN, READ, TALK = (
     "Messages and configuration",
 )
 
+if TYPE_CHECKING:
+    IntType = click.ParamType[int]
+    StrType = click.ParamType[str]
+else:  # older versions of click have no such parameters
+    IntType = StrType = click.ParamType
+
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-class ByteSize(click.ParamType[int]):
+class ByteSize(IntType):
     """A size in bytes, such as 2GiB or 500MB.
 
     Parameters
@@ -126,7 +132,7 @@ talk_options = stack_options(
 )  # fmt: skip
 
 
-class Listed(click.ParamType[str]):
+class Listed(StrType):
     """Values separated by commas; the option can be repeated too."""
 
     name = "list"

@@ -114,6 +114,8 @@ def resolve(values: dict[str, Any], options: ExtractOptions | None) -> PortalRes
         on_missing_ctf=values["on_missing_ctf"],
         allow_aligned=values["allow_aligned"],
     )
+    if options is not None:
+        assumptions.check_ctf(options.ctf)
     connection = PortalConnection.from_environment(
         portal_url=values["portal_url"], s3_endpoint_url=values["s3_endpoint_url"]
     )
@@ -125,8 +127,6 @@ def resolve(values: dict[str, Any], options: ExtractOptions | None) -> PortalRes
         if error.report is not None:
             show_report(error.report, as_json=values["as_json"], quiet=quiet)
         raise
-    if options is not None:
-        resolution.check_options(options)
     if not quiet:
         show_report(resolution.report, as_json=False, quiet=False)
     return resolution

@@ -85,12 +85,22 @@ def reconstruct_options(values: dict[str, Any]) -> ReconstructOptions:
 
 @click.command("local", cls=GroupedCommand)
 @local.input_options
-@option("--from-stacks", is_flag=True, group=local.INPUT, help="Take the 2D stacks of an extraction (rlnImageName) instead of tilt images.")
+@option(
+    "--from-stacks",
+    is_flag=True,
+    group=local.INPUT,
+    help="Take the 2D stacks of an extraction (rlnImageName) instead of tilt images.",
+)
 @_box_size(required=False)
 @map_options
 @output_options
 @how_options
-@option("--s3-credentials", is_flag=True, group=params.RUN, help="Sign requests to S3 with the credentials of the environment; without, requests are anonymous.")
+@option(
+    "--s3-credentials",
+    is_flag=True,
+    group=params.RUN,
+    help="Sign requests to S3 with the credentials of the environment; without, requests are anonymous.",
+)
 @params.talk_options
 def local_command(**values: Any) -> None:
     """Average the particles of a RELION project on disk.
@@ -111,9 +121,11 @@ def local_command(**values: Any) -> None:
         if values["box_size"] is None:
             raise UsageError("--box-size is missing: give the box in binned pixels, or --from-stacks")
         options.check()
-    elif click.get_current_context().get_parameter_source("visible_frames") is not (
-        click.core.ParameterSource.DEFAULT
-    ) and values["visible_frames"] == "geometric":
+    elif (
+        click.get_current_context().get_parameter_source("visible_frames")
+        is not (click.core.ParameterSource.DEFAULT)
+        and values["visible_frames"] == "geometric"
+    ):
         raise UsageError("--visible-frames geometric: stacks hold the stored ones only; leave it out")
     from portal_extract.cli.reconstruct_work import reconstruct_and_report
     from portal_extract.reconstruction.stacks import no_images

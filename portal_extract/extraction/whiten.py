@@ -33,7 +33,7 @@ def whitening_tables(
         wanted = used[(used >= start) & (used < stop)]
         if not len(wanted):
             continue
-        images = read_tilt_images(stack, int(wanted[0]), int(wanted[-1]) + 1, reading)
+        images = read_tilt_images(stack, int(wanted[0]), int(wanted[-1]) + 1, reading, observer)
         for tilt in wanted:
             inverse = noise_amplitude_inverse(images[tilt - wanted[0]], options.unbinned_box)
             tables[tilt] = whitening_image(inverse, size, options.binning)

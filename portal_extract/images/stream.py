@@ -53,7 +53,9 @@ def stream_patches(
     yield from stream_regions(stack, boxes.tilt, boxes.origin_px, size, reading, observer)
 
 
-def read_tilt_images(stack: ImageStack, start: int, stop: int, reading: ReadOptions) -> NDArray[np.float32]:
+def read_tilt_images(
+    stack: ImageStack, start: int, stop: int, reading: ReadOptions, observer: Observer = ignore
+) -> NDArray[np.float32]:
     """Read whole tilt images.
 
     Parameters
@@ -64,6 +66,8 @@ def read_tilt_images(stack: ImageStack, start: int, stop: int, reading: ReadOpti
         First tilt image, and the one after the last.
     reading
         Memory and requests.
+    observer
+        Told of the bytes that arrive.
 
     Returns
     -------
@@ -76,7 +80,7 @@ def read_tilt_images(stack: ImageStack, start: int, stop: int, reading: ReadOpti
         The images cannot be read; the message names the file.
     """
     width, height = stack.size_px
-    return read_tilt_region(stack, (start, stop), (0, height), (0, width), reading)
+    return read_tilt_region(stack, (start, stop), (0, height), (0, width), reading, observer)
 
 
 def read_tilt_region(
@@ -85,6 +89,7 @@ def read_tilt_region(
     rows: tuple[int, int],
     columns: tuple[int, int],
     reading: ReadOptions,
+    observer: Observer = ignore,
 ) -> NDArray[np.float32]:
     """Read the same part of several tilt images.
 
@@ -96,6 +101,8 @@ def read_tilt_region(
         First one, and the one after the last.
     reading
         Memory and requests.
+    observer
+        Told of the bytes that arrive.
 
     Returns
     -------
@@ -106,7 +113,7 @@ def read_tilt_region(
     size = (rows[1] - rows[0], columns[1] - columns[0])
     out = np.empty((len(tilt), *size), np.float32)
     origin = np.tile(np.array([columns[0], rows[0]], dtype=np.int64), (len(tilt), 1))
-    for batch in stream_regions(stack, tilt, origin, size, replace(reading, batch_views=1)):
+    for batch in stream_regions(stack, tilt, origin, size, replace(reading, batch_views=1), observer):
         view = int(batch.views[0])
         batch.cut(out[view : view + 1])
     return out

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from portal_extract.errors import AccessDeniedError, ImageFormatError, NotFoundError, UsageError
+from portal_extract.errors import AccessDeniedError, ImageFormatError, NotFoundError
 from portal_extract.model import ImageStack, Project
 from portal_extract.options import ExtractOptions
 from portal_extract.running.events import Note, Observer, StageFinished, StageStarted, ignore
@@ -74,8 +74,7 @@ class PortalResolution:
         UsageError
             CTF multiplication is on, and missing CTFs were let through.
         """
-        if self.lacks_ctf and options.ctf:
-            raise UsageError("--on-missing-ctf no-ctf lets through tilt images without CTF: add --no-ctf")
+        self.assumptions.check_ctf(options.ctf)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from portal_extract.errors import UnsupportedError
+from portal_extract.errors import UnsupportedError, UsageError
 
 MissingCtf = Literal["error", "skip", "no-ctf"]
 
@@ -126,6 +126,17 @@ class PortalAssumptions:
             problems.append(f"--on-missing-ctf {self.on_missing_ctf}: must be error, skip or no-ctf")
         if problems:
             raise UnsupportedError(problems)
+
+    def check_ctf(self, multiplied: bool) -> None:
+        """Refuse to multiply by a CTF that may not be there.
+
+        Raises
+        ------
+        UsageError
+            ``multiplied``, and missing CTFs are let through.
+        """
+        if multiplied and self.on_missing_ctf == "no-ctf":
+            raise UsageError("--on-missing-ctf no-ctf lets through tilt images without CTF: add --no-ctf")
 
     def sentences(self) -> tuple[str, ...]:
         """Name every assumption in words, for summaries and reports."""
