@@ -100,9 +100,9 @@ def positions_px(project_: Project, particles: Ints, apply_offsets: bool) -> Flo
     ``(n, 3)`` unbinned pixels.
     """
     table = project_.particles
-    group_pixel = np.array([g.pixel_size_angst for g in project_.optics_groups])
-    pixel = group_pixel[table.optics_group[particles]][:, None]
-    centre = np.array([s.centre_px for s in project_.tilt_series])[table.tilt_series[particles]]
+    pixel = _pixel_sizes(project_, particles)
+    series, which = np.unique(table.tilt_series[particles], return_inverse=True)
+    centre = np.array([project_.tilt_series[t].centre_px for t in series]).reshape(-1, 3)[which]
     points = table.coordinates_angst[particles] / pixel + centre
     if table.coordinates_px is not None:
         points = np.where(np.isnan(points), table.coordinates_px[particles], points)
@@ -204,11 +204,15 @@ def _depth(series: TiltSeries, points_px: Floats) -> Floats:
 
 
 def _centred(project_: Project, particles: Ints, points_px: Floats, series: TiltSeries) -> Floats:
-    group_pixel = np.array([g.pixel_size_angst for g in project_.optics_groups])
-    centred: Floats = (points_px - series.centre_px) * group_pixel[
-        project_.particles.optics_group[particles]
-    ][:, None]
+    centred: Floats = (points_px - series.centre_px) * _pixel_sizes(project_, particles)
     return centred
+
+
+def _pixel_sizes(project_: Project, particles: Ints) -> Floats:
+    """``(n, 1)`` pixel size of the optics group of each particle; looks only at groups that occur."""
+    groups, which = np.unique(project_.particles.optics_group[particles], return_inverse=True)
+    sizes: Floats = np.array([project_.optics_groups[g].pixel_size_angst for g in groups])[which][:, None]
+    return sizes
 
 
 def _reasons(particles: Ints, inside: Bools, seen: Bools, rule: Visibility) -> dict[str, Ints]:

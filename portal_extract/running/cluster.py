@@ -5,8 +5,10 @@ from __future__ import annotations
 import queue
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -102,13 +104,14 @@ class _Units:
     def __init__(self, client: Client, place: Place, guard: Guard, observer: Observer) -> None:
         self._client, self._place, self._guard, self._observer = client, place, guard, observer
         self._submitted: dict[Future[UnitResult], _Submitted] = {}
+        self._ready: deque[tuple[_Submitted, UnitResult | Exception]] = deque()
         self._over: queue.SimpleQueue[Future[UnitResult]] = queue.SimpleQueue()
         self._n_slots, self._looked_s, self._told = place.n_slots, time.monotonic(), False
 
     @property
     def n_submitted(self) -> int:
-        """Number of units with the scheduler."""
-        return len(self._submitted)
+        """Number of units that were handed out and not yet given back."""
+        return len(self._submitted) + len(self._ready)
 
     def room(self) -> int:
         """Give the number of units that may be handed out now."""
@@ -139,16 +142,20 @@ class _Units:
         ClusterError
             The scheduler is lost.
         """
-        while True:
+        while not self._ready:
             try:
-                future = self._over.get(timeout=_LOOK_EVERY_S)
+                futures = [self._over.get(timeout=_LOOK_EVERY_S)]
             except queue.Empty:
                 self._look()
                 continue
-            unit = self._submitted.pop(future)
-            outcome = _outcome(future, unit.task.label)
-            is_suspect = isinstance(outcome, ClusterError) and not unit.is_last_chance
-            return unit.task, None if is_suspect else outcome
+            with suppress(queue.Empty):
+                while True:
+                    futures.append(self._over.get_nowait())
+            units = [self._submitted.pop(future) for future in futures]
+            self._ready.extend(zip(units, self._outcomes(futures, units), strict=True))
+        unit, outcome = self._ready.popleft()
+        is_suspect = isinstance(outcome, ClusterError) and not unit.is_last_chance
+        return unit.task, None if is_suspect else outcome
 
     def cancel(self) -> None:
         """Take back the units that are with the scheduler; those at work end by themselves."""
@@ -158,6 +165,16 @@ class _Units:
                 self._client.cancel(futures, force=True)  # type: ignore[no-untyped-call]
             except (OSError, TimeoutError, RuntimeError):
                 return
+
+    def _outcomes(
+        self, futures: Sequence[Future[UnitResult]], units: Sequence[_Submitted]
+    ) -> Sequence[UnitResult | Exception]:
+        """Fetch results, all of them in one request if that goes well."""
+        if len(futures) > 1 and all(future.status == "finished" for future in futures):
+            with suppress(Exception):
+                results: Sequence[UnitResult] = self._client.gather(futures)  # type: ignore[no-untyped-call]
+                return results
+        return [_outcome(future, unit.task.label) for future, unit in zip(futures, units, strict=True)]
 
     def _share(self) -> int:
         """Give the requests in flight of one unit."""
