@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -78,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # the imports of a command make many objects that live as long as the process; collecting them takes longer
     # than importing them
     gc.disable()
+    # the program has its own threads; those of linear algebra libraries would only get in their way
+    for library in ("OMP", "OPENBLAS", "MKL"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     try:
         with end_on_signals():
             status = cli.main(args=list(arguments), prog_name="portal-extract", standalone_mode=False)
