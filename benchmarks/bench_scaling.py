@@ -11,16 +11,14 @@ them are in docs/scaling.md.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import pickle
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -35,12 +33,15 @@ from portal_extract.relion_io.mrc import write_stack
 from portal_extract.relion_io.paths import stack_paths
 from portal_extract.relion_io.tables import ProjectTables
 from portal_extract.running.clients import SchedulerOptions, open_client
-from portal_extract.running.events import Event, StageAdvanced, ignore
+from portal_extract.running.events import ignore
 from portal_extract.running.guard import Guard
 from portal_extract.running.identity import project_identity
 from portal_extract.running.journal import Journal
 from portal_extract.running.schedulers import Place, find_place, run_units
 from portal_extract.running.units import UnitResult
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 T = TypeVar("T")
 N_TILTS, SIDE, PIXEL = 41, 1024, 2.0
@@ -215,27 +216,27 @@ def workers(
         images = Path(folder, "one.mrcs")
         pixels = np.random.default_rng(2).normal(size=(N_TILTS, SIDE, SIDE)).astype(np.float32)
         write_stack(images, pixels, PIXEL)
-        project = make_project(str(images), n_series, n_particles)
+        project, small = (make_project(str(images), *shape) for shape in ((n_series, n_particles), (8, 4)))
         run = RunOptions(workers=1)
-        # compile and import before the clock starts
-        job.extract(make_project(str(images), 1, 4), options, Path(folder, "warm"), run)
         scheduler = SchedulerOptions() if processes is None else SchedulerOptions("local", processes, 1)
         with open_client(scheduler) as client:
-            if client is not None:
-                job.extract(
-                    make_project(str(images), 8, 4), options, Path(folder, "warm2"), run, client=client
-                )
-            started: list[float] = []
-
-            def observe(event: Event) -> None:
-                if isinstance(event, StageAdvanced):
-                    started.append(time.perf_counter())
-
+            # compile and import before the clock starts
+            job.extract(small, options, Path(folder, "warm"), run, client=client)
+            before = cpu_seconds(client)
             name = "threads: 1" if processes is None else f"processes: {processes}"
             with stopwatch(times, name):
-                summary = job.extract(project, options, Path(folder, "out"), run, observe, client=client)
-        print(f"{name}: {summary.n_views} images, {summary.n_views / times[name]:.0f} images/s")
+                summary = job.extract(project, options, Path(folder, "out"), run, client=client)
+            program, in_workers = (b - a for a, b in zip(before, cpu_seconds(client), strict=True))
+    print(
+        f"{name}: {summary.n_views} images, {summary.n_views / times[name]:.0f} images/s; CPU time of the "
+        f"program {program:.2f} s, of the workers {in_workers:.2f} s"
+    )
     return times
+
+
+def cpu_seconds(client: Client | None) -> tuple[float, float]:
+    """CPU time of this process, and of the workers together."""
+    return time.process_time(), 0.0 if client is None else sum(client.run(time.process_time).values())
 
 
 def main() -> None:

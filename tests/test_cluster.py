@@ -504,3 +504,33 @@ def test_patch_batches_never_cross_processes():
     batch = PatchBatch(np.arange(2), lambda out: out)
     with pytest.raises((pickle.PicklingError, AttributeError)):
         pickle.dumps(batch)
+
+
+def faults_of(work) -> int:
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    work()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
+def test_workers_keep_freed_memory_though_dask_tells_them_not_to():
+    def churn(keep: bool) -> int:
+        from portal_extract.running.memory import keep_freed_memory
+
+        if keep:
+            keep_freed_memory()
+
+        def work() -> None:
+            for _ in range(100):
+                np.ones(1 << 18)
+
+        work()
+        return faults_of(work)
+
+    with open_client(SchedulerOptions("local", processes=1, threads=1)) as client:
+        trimmed = client.submit(churn, False, pure=False).result()
+        kept = client.submit(churn, True, pure=False).result()
+    assert trimmed > 100 * 200, "dask does not trim any more: the function is of no use"
+    assert kept < trimmed / 10

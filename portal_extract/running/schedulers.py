@@ -20,6 +20,7 @@ from portal_extract.options import RunOptions
 from portal_extract.running.engine import Opener, ViewConsumer, run_streams
 from portal_extract.running.events import Note, Observer
 from portal_extract.running.guard import Guard
+from portal_extract.running.memory import keep_freed_memory
 from portal_extract.running.tally import Tally
 from portal_extract.running.units import UnitConsumer, UnitFailure, UnitResult, UnitTask
 
@@ -236,6 +237,7 @@ def result_of(task: UnitTask, consumer: UnitConsumer, tally: Tally) -> UnitResul
 
 def run_unit(task: UnitTask, run: RunOptions, guard: Guard) -> UnitResult:
     """Run one unit in this process, on its own; what a worker of a cluster is sent."""
+    keep_freed_memory()
     results: list[UnitResult] = []
     with guard.held():
         run_on_threads([task], run, Tally(), results.append)
