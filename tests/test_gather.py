@@ -194,3 +194,18 @@ def test_trimming_cuts_rows_and_moves_the_particle(recentre, constant):
     trim_slices(spectra, weights, ranges, recentre)
     assert_allclose(spectra, expected, atol=1e-6)
     assert_array_equal(weights, 1.0 if constant else kept)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_voxels_collected_in_several_goes_are_the_same(constant):
+    """One slab of this box has many times more voxels than are collected at a time, one plane has not."""
+    box = 80
+    slices = random_slices(4, box, Rotation.random(3, rng=4).as_matrix())
+    if constant:
+        slices = Slices(slices.spectra, np.full((1, 1, 1), 0.5, np.float32), slices.matrices, slices.max_freq)
+    one, many = Accumulator.empty(box), Accumulator.empty(box)
+    insert(one, slices, parts=1)
+    insert(many, slices, parts=box)
+    assert np.count_nonzero(one.weight) > 5000
+    assert_array_equal(one.data, many.data)
+    assert_array_equal(one.weight, many.weight)

@@ -22,6 +22,7 @@ from portal_extract.reconstruction.job import reconstruct
 from portal_extract.reconstruction.options import ReconstructOptions
 from portal_extract.reconstruction.summary import ReconstructSummary
 from portal_extract.running.clients import open_client
+from portal_extract.running.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from portal_extract.planning.estimate import ReadPlan
@@ -44,6 +45,7 @@ def reconstruct_and_report(
         With code 3, after the summary, where something failed and was skipped.
     """
     settle_memory()
+    keep_freed_memory()
     run = running_options({**values, "overwrite": not values["resume"]})
     source: dict[str, Any] = {"from_stacks": from_stacks, "replace_subsets": values["replace_subsets"]}
     if values["dry_run"]:
