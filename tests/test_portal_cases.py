@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mrcfile
 import pytest
+import starfile
 from relion_cases import HERE, SHARED, tool
 
 from portal_extract.cli import cli, main
@@ -290,6 +292,7 @@ def test_the_folder_of_a_portal_run(small_portal, tmp_path, monkeypatch):
     assert {path for path in found if not path.startswith(".journal/")} == {
         *(f"Subtomograms/{name}/{n}_stack2d.mrcs" for n in range(1, 7)),
         f"tilt_series/{name}.star",
+        f"report/headers/{name}.mrcs",
         "optimisation_set.star",
         "particles.star",
         "report/report.json",
@@ -363,3 +366,25 @@ def test_the_small_portal_is_a_part_of_the_full_one():
 @pytest.mark.parametrize("name", ["default", "no_ctf"])
 def test_two_steps_give_the_same_bytes_everywhere(name, full_portal, tmp_path, monkeypatch):
     check_same_from_files(full_portal, case_named(name), tmp_path, monkeypatch)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # mrcfile tells that such a file holds no data
+def test_relion_finds_the_size_of_the_tilt_images_but_no_pixels(small_portal, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    addresses = ["--portal-url", small_portal.portal_url, "--s3-endpoint-url", small_portal.s3_endpoint_url]
+    case = next(c for c in CASES["cases"] if c["name"] == SMALL_CASE)
+    picks, box = our_options(case["request"]), our_options(case["parameters"])
+    cli.main(["data-portal", *picks, *box, *addresses, "-o", "out", "-q"], standalone_mode=False)
+    row = next(
+        row for row in json.loads((SMALL / "tables.json").read_text())["Tiltseries"] if row["runId"] == 17844
+    )
+    (table,) = (tmp_path / "out" / "tilt_series").glob("*.star")
+    names = starfile.read(table)["rlnMicrographName"]
+    (file,) = {name.partition("@")[2] for name in names}
+    assert file == f"out/report/headers/{table.stem}.mrcs"
+    assert Path(file).stat().st_size == 1024
+    with mrcfile.open(file, header_only=True, permissive=True) as mrc:
+        header = mrc.header
+    assert (header.nx, header.ny, header.mode) == (row["sizeX"], row["sizeY"], 2)
+    assert header.nz >= max(int(name.partition("@")[0]) for name in names)
+    assert header.dmax < header.dmin  # nothing is known of the density

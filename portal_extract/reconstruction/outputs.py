@@ -22,6 +22,7 @@ from portal_extract.reconstruction.fsc import (
 from portal_extract.reconstruction.options import ReconstructOptions
 from portal_extract.reconstruction.report import write_fsc_plot, write_halves, write_views
 from portal_extract.reconstruction.summary import Resolution
+from portal_extract.relion_io.image_headers import with_image_headers
 from portal_extract.relion_io.mrc import HEADER_BYTES, read_header, write_mrc
 from portal_extract.relion_io.numbers import format_double
 from portal_extract.relion_io.project_star import (
@@ -105,7 +106,7 @@ def write_tables(folder: Path, project: Project, prefix: str, n_halves: int) -> 
         return
     tomograms_file = tables.tomograms_file
     if tomograms_file is None:
-        write_tomogram_tables(folder, tables, prefix)
+        write_tomogram_tables(folder, with_image_headers(folder, project, prefix), prefix)
         tomograms_file = prefix + TOMOGRAMS_FILE
     general = {STACKS_FLAG: "0", **tables.general}
     write_particles(folder / PARTICLES_FILE, general, tables.optics, tables.particles)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from portal_extract.errors import OutputError
 
@@ -38,6 +40,34 @@ def write_atomically(path: str | os.PathLike[str], *buffers: Buffer) -> None:
             _write_all(descriptor, [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)])
         finally:
             os.close(descriptor)
+        os.replace(temporary, target)
+    except OSError as error:
+        _attempt(temporary.unlink)
+        raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
+    except BaseException:
+        _attempt(temporary.unlink)
+        raise
+
+
+@contextmanager
+def open_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file for writing that gets its name when the context ends without an error.
+
+    Parameters
+    ----------
+    path
+        The target; one that exists is replaced. Its folder must exist.
+
+    Raises
+    ------
+    OutputError
+        The disk refuses; nothing is left behind.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
         os.replace(temporary, target)
     except OSError as error:
         _attempt(temporary.unlink)

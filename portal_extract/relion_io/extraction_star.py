@@ -12,6 +12,7 @@ import pandas as pd
 from portal_extract.geometry import euler_to_matrix, matrix_to_euler
 from portal_extract.model import Bools, Floats, Ints, Project
 from portal_extract.options import ExtractOptions
+from portal_extract.relion_io.image_headers import with_image_headers
 from portal_extract.relion_io.labels import (
     ANGLE_LABELS,
     CENTRED_LABELS,
@@ -102,7 +103,7 @@ def write_extraction_tables(
     make_folder(out_dir)
     tomograms_file = tables.tomograms_file
     if tomograms_file is None:
-        write_tomogram_tables(out_dir, tables, out_prefix)
+        write_tomogram_tables(out_dir, with_image_headers(out_dir, project, out_prefix), out_prefix)
         tomograms_file = out_prefix + TOMOGRAMS_FILE
     trajectories_file = tables.trajectories_file
     trajectories = project.particles.trajectories_angst

@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 
 from portal_extract.errors import OutputError, StarFileError
-from portal_extract.relion_io.atomic import write_atomically
+from portal_extract.relion_io.atomic import open_atomically, write_atomically
 
 #: one value: quoted, or a run of non-blanks; quotes inside a plain value are ordinary characters
 _VALUE = re.compile(r"""(?P<q>["'])(?P<quoted>.*?)(?P=q)(?=[ \t\v\f\r]|$)|(?P<plain>[^ \t\v\f\r]+)""")
@@ -308,6 +308,41 @@ def write_star(
     write_atomically(path, text.encode("utf-8"))
 
 
+def write_star_in_parts(
+    path: str | os.PathLike[str],
+    blocks: Iterable[tuple[str, Mapping[str, str] | pd.DataFrame]],
+    name: str,
+    parts: Iterable[pd.DataFrame],
+) -> None:
+    """Write a STAR file whose last block is a loop too long for the memory.
+
+    Parameters
+    ----------
+    path
+        The file; one that exists is replaced.
+    blocks
+        The other blocks, as for :func:`write_star`.
+    name
+        Of the last block.
+    parts
+        Its rows, some at a time; all parts have the same columns.
+
+    Raises
+    ------
+    OutputError
+        A value cannot be written in a STAR file, or the disk refuses.
+    """
+    try:
+        with open_atomically(path) as file:
+            file.writelines(_block_text(*block).encode() for block in blocks)
+            for number, part in enumerate(parts):
+                text = _block_text(name, part).removesuffix(" \n") if number == 0 else "".join(_rows(part))
+                file.write(text.encode())
+            file.write(b" \n")
+    except ValueError as error:
+        raise OutputError(f"{os.fspath(path)}: {error}") from None
+
+
 def _block_text(name: str, contents: Mapping[str, str] | pd.DataFrame) -> str:
     if name.split() != [name] and name:
         raise ValueError(f"a block cannot be named {name[:40]!r}, because of its blanks")
@@ -327,6 +362,10 @@ def _loop_lines(table: pd.DataFrame) -> Iterator[str]:
     yield "loop_ \n"
     for number, label in enumerate(table.columns, start=1):
         yield f"_{label} #{number} \n"
+    yield from _rows(table)
+
+
+def _rows(table: pd.DataFrame) -> Iterator[str]:
     columns = [_padded(table[label].tolist()) for label in table.columns]
     for row in zip(*columns, strict=True):
         yield "".join(row) + "\n"
