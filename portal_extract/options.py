@@ -10,6 +10,7 @@ from portal_extract.errors import UnsupportedError
 PathStyle = Literal["auto", "absolute", "relative"]
 OutputMode = Literal["stack2d", "volume3d"]
 OnError = Literal["stop", "skip"]
+StackLayout = Literal["particle", "tomogram"]
 Strategy = Literal["auto", "blocks", "chunks"]
 
 KIB = 1 << 10
@@ -94,6 +95,9 @@ class ExtractOptions:
         2D stacks, or 3D pseudo-subtomograms [--stack2d, or its absence].
     volume
         Options of 3D pseudo-subtomograms.
+    stack_layout
+        One stack for each ``particle`` (RELION's), or one for each ``tomogram`` with a table of its images,
+        for programs that take single images.
     """
 
     box_size: int
@@ -112,6 +116,7 @@ class ExtractOptions:
     grid_precorrection: bool = False
     mode: OutputMode = "stack2d"
     volume: VolumeOptions = VolumeOptions()
+    stack_layout: StackLayout = "particle"
 
     @property
     def output_size(self) -> int:
@@ -162,6 +167,10 @@ class ExtractOptions:
                 f"--bin {self.binning:g} with --box-size {box} makes an unbinned box of "
                 f"{self.unbinned_box} pixels, which is odd: RELION reads uninitialised memory there; "
                 "choose another box size"
+            )
+        if self.stack_layout == "tomogram" and self.mode != "stack2d":
+            found.append(
+                "--stack-layout tomogram: volumes are one file for each particle; use --output-mode stack2d"
             )
         if self.min_frames < 1:
             found.append(f"--min-frames {self.min_frames}: must be at least 1")

@@ -13,6 +13,7 @@ import click
 
 from portal_extract.cli.progress import human_bytes
 from portal_extract.extraction.summary import ExtractionSummary
+from portal_extract.relion_io.project_star import OPTIMISATION_SET_FILE
 
 
 def show_summary(
@@ -40,10 +41,10 @@ def summary_lines(summary: ExtractionSummary) -> list[str]:
         f"wrote {human_bytes(summary.bytes_written)}, peak memory {human_bytes(summary.peak_memory_bytes)}"
     )
     lines += [f"  assumed: {sentence}" for sentence in summary.assumptions.get("sentences", ())]
-    lines += [
-        f"  {summary.output_dir}/optimisation_set.star names everything; next, for example:",
-        f"  relion_refine --o Class3D/run --ios {summary.output_dir}/optimisation_set.star ...",
-    ]
+    lines.append(f"  {summary.output_dir}/{summary.table} names everything; next, for example:")
+    option = "--ios" if summary.table == OPTIMISATION_SET_FILE else "--i"
+    job = "Class3D" if summary.table == OPTIMISATION_SET_FILE else "Class2D"
+    lines.append(f"  relion_refine --o {job}/run {option} {summary.output_dir}/{summary.table} ...")
     return lines
 
 

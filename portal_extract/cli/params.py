@@ -108,6 +108,7 @@ store_options = stack_options(
 output_options = stack_options(
     option("--output-dir", "-o", type=click.Path(file_okay=False), required=True, group=OUTPUT, help="Folder for the results [--o]."),
     option("--float16", is_flag=True, group=OUTPUT, help="Half-precision stacks, MRC mode 12 [--float16]."),
+    option("--stack-layout", type=click.Choice(["particle", "tomogram"]), default="particle", group=OUTPUT, help="One stack for each particle, as RELION's tomography jobs want it; or one for each tomogram, with images.star for programs that take single images."),
     option("--paths", type=click.Choice(["auto", "absolute", "relative"]), default="auto", group=OUTPUT, help="How STAR files name files; auto is relative when the output lies below the current folder."),
     option("--overwrite", is_flag=True, group=OUTPUT, help="Remove the results of an earlier run in the folder."),
     option("--dry-run", is_flag=True, group=OUTPUT, help="Say what would be done; read no pixel and write nothing."),
@@ -203,6 +204,7 @@ def extract_options(values: Mapping[str, Any]) -> ExtractOptions:
         whiten=values["whiten"],
         grid_precorrection=values["grid_precorr"],
         mode=values["output_mode"],
+        stack_layout=values["stack_layout"],
         volume=VolumeOptions(
             write_ctf=values["write_ctf"],
             write_multiplicity=values["write_multiplicity"],

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from portal_extract.errors import BadResultError
+from portal_extract.extraction.image_table import IMAGES_FILE, check_image_table, write_image_table
 from portal_extract.extraction.resume import left_to_do, still_there, sums_units
 from portal_extract.extraction.summary import ExtractionSummary, peak_memory_bytes, series_failures
 from portal_extract.extraction.sums import write_sums
@@ -22,12 +23,13 @@ from portal_extract.extraction.survey import (
     survey_project,
     written_bytes,
 )
-from portal_extract.extraction.tasks import STACK_SUFFIX, VOLUME_SUFFIX, WEIGHT_SUFFIX, make_tasks
+from portal_extract.extraction.tasks import VOLUME_SUFFIX, WEIGHT_SUFFIX, main_files, make_tasks
 from portal_extract.extraction.views import find_views
 from portal_extract.model import Bools, Floats, Ints, Project
 from portal_extract.options import ExtractOptions, RunOptions
 from portal_extract.relion_io.extraction_star import ExtractedParticles, write_extraction_tables
-from portal_extract.relion_io.paths import output_prefix, stack_paths
+from portal_extract.relion_io.paths import output_prefix
+from portal_extract.relion_io.project_star import OPTIMISATION_SET_FILE
 from portal_extract.running.events import Note, Observer, StageAdvanced, StageFinished, StageStarted, ignore
 from portal_extract.running.folder import hold_output, write_report
 from portal_extract.running.guard import Guard
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 RESULTS = (
     "Subtomograms",
     "particles.star",
+    "images.star",
     "optimisation_set.star",
     "motion.star",
     "tomograms.star",
@@ -125,7 +128,9 @@ def extract(
     started, run, output_dir = time.monotonic(), run or RunOptions(), Path(output_dir)
     options.check()
     prefix = output_prefix(output_dir, run.paths)
-    names = stack_paths(project, STACK_SUFFIX if options.mode == "stack2d" else VOLUME_SUFFIX)
+    names = main_files(project, options)
+    if options.stack_layout == "tomogram":
+        check_image_table(project)
     survey = survey_project(project, options)
     refuse_hopeless(survey, result_bytes(survey, options), output_dir)
     for sentence in outside_warnings(survey):
@@ -227,6 +232,13 @@ def _write_tables(
     kept = np.concatenate([outcome.kept for outcome in outcomes])
     if not len(kept):
         raise BadResultError(f"{output_dir}: every stack was constant or not finite; check the tilt images")
+    if options.stack_layout == "tomogram":
+        by_series = [np.empty(0, np.int64)] * len(project.tilt_series)
+        for outcome in outcomes:
+            if len(outcome.kept):
+                by_series[project.particles.tilt_series[outcome.kept[0]]] = outcome.kept
+        write_image_table(output_dir, project, options, by_series, names, prefix)
+        return ()
     extracted = ExtractedParticles(
         indices=kept,
         visible=tuple(row for outcome in outcomes for row in outcome.seen),
@@ -271,4 +283,5 @@ def _summarise(
         seconds=time.monotonic() - started,
         peak_memory_bytes=peak_memory_bytes(),
         assumptions=assumptions,
+        table=OPTIMISATION_SET_FILE if options.stack_layout == "particle" else IMAGES_FILE,
     )

@@ -100,17 +100,23 @@ def _is_there(
     particles = np.array(result.particles)
     series_index = int(project.particles.tilt_series[particles[0]])
     views = find_views(project.part(series_index, particles), 0, options)
+    if options.stack_layout == "tomogram":
+        expected = {names[int(particles[0])]: len(views)} if len(views) else {}
+        return all(_has_size(output_dir / n, written_bytes(options, 1, size)) for n, size in expected.items())
     for local, n_views in zip(views.kept.tolist(), views.stack_lengths.tolist(), strict=True):
         index = int(particles[local])
         if index in result.bad:
             continue
-        try:
-            size = (output_dir / names[index]).stat().st_size
-        except OSError:
-            return False
-        if size != main_file_bytes(options, n_views):
+        if not _has_size(output_dir / names[index], main_file_bytes(options, n_views)):
             return False
     return True
+
+
+def _has_size(path: Path, n_bytes: int) -> bool:
+    try:
+        return path.stat().st_size == n_bytes
+    except OSError:
+        return False
 
 
 def main_file_bytes(options: ExtractOptions, n_views: int) -> int:

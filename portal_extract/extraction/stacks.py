@@ -123,7 +123,7 @@ class StackConsumer:
     def _complete(self, particle: int) -> None:
         first, last = self._first_view[particle], self._first_view[particle + 1]
         sums = self._sums[first:last]
-        problem = _check(sums)
+        problem = check_images(sums)
         if problem:
             with self._lock:
                 self.bad[int(self._views.kept[particle])] = problem
@@ -132,7 +132,7 @@ class StackConsumer:
         path, shape = self._paths[particle], (int(last - first), *self._images.shape[1:])
         pixel = self._views.series.pixel_size_angst * self._options.binning
         mode = 12 if self._options.float16 else 2
-        header = header_bytes(shape, mode, pixel, _combine(sums, shape), "stack")
+        header = header_bytes(shape, mode, pixel, combine_sums(sums, shape), "stack")
         if self._in_memory:
             self._make_folder(path.parent)
             write_atomically(path, header, self._stored(self._images[first:last]).data)
@@ -154,7 +154,7 @@ class StackConsumer:
                 try:
                     for i in group:
                         offset = HEADER_BYTES + int(self._views.slot[which[i]]) * stored[i].nbytes
-                        _write_at(descriptor, stored[i].data.cast("B"), offset)
+                        write_at(descriptor, stored[i].data.cast("B"), offset)
                 finally:
                     os.close(descriptor)
             except OSError as error:
@@ -184,7 +184,7 @@ def masks_of(options: ExtractOptions) -> tuple[CircleMask | None, Floats | None]
     return mask, gridding
 
 
-def _combine(sums: Floats, shape: tuple[int, int, int]) -> Statistics:
+def combine_sums(sums: Floats, shape: tuple[int, int, int]) -> Statistics:
     """Header statistics of a stack from those of its images."""
     n = shape[0] * shape[1] * shape[2]
     mean, square = float(sums[:, 2].sum()) / n, float(sums[:, 3].sum()) / n
@@ -193,7 +193,7 @@ def _combine(sums: Floats, shape: tuple[int, int, int]) -> Statistics:
     )
 
 
-def _check(sums: Floats) -> str | None:
+def check_images(sums: Floats) -> str | None:
     """Say what is wrong with a stack, or None."""
     if not np.isfinite(sums).all():
         return "stack with values that are not finite"
@@ -202,7 +202,8 @@ def _check(sums: Floats) -> str | None:
     return None
 
 
-def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
+def write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of some bytes at a place in a file."""
     while data:
         n = os.pwrite(descriptor, data, offset)
         data, offset = data[n:], offset + n

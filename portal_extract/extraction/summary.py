@@ -91,6 +91,8 @@ class ExtractionSummary:
         Values that the source does not have and the user may want to change.
     failures
         Tilt series of which something failed and was skipped.
+    table
+        Name of the file, below ``output_dir``, that leads to everything else.
     """
 
     output_dir: Path
@@ -106,11 +108,13 @@ class ExtractionSummary:
     peak_memory_bytes: int
     assumptions: Mapping[str, Any] = field(default_factory=dict)
     failures: tuple[SeriesFailure, ...] = ()
+    table: str = "optimisation_set.star"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""
         return {
             "output_dir": str(self.output_dir),
+            "table": self.table,
             "complete": not self.failures,
             "particles": self.n_particles,
             "extracted": self.n_extracted,

@@ -11,6 +11,7 @@ import numpy as np
 
 from portal_extract.errors import MemoryBudgetError
 from portal_extract.extraction.pseudo import VolumeConsumer
+from portal_extract.extraction.series_stacks import SeriesStackConsumer
 from portal_extract.extraction.spectra import SpectrumTables, make_tables
 from portal_extract.extraction.stacks import StackConsumer
 from portal_extract.extraction.views import Views, find_views, positions_px
@@ -22,6 +23,7 @@ from portal_extract.images.stream import stream_patches
 from portal_extract.model import Floats, Ints, Project
 from portal_extract.optics.dose import dose_ranges, dose_weights
 from portal_extract.options import ExtractOptions, RunOptions
+from portal_extract.relion_io.paths import SUBTOMOGRAMS, check_tomogram_names, stack_paths
 from portal_extract.running.events import Observer
 from portal_extract.running.journal import FOLDER as JOURNAL
 from portal_extract.running.schedulers import n_workers
@@ -50,7 +52,7 @@ class ExtractTask:
     output_dir
         Absolute path.
     paths
-        Main file of each particle (stack or data volume), below ``output_dir``.
+        Main file of each particle (stack, data volume, or the stack of all), below ``output_dir``.
     """
 
     particles: tuple[int, ...]
@@ -73,7 +75,10 @@ class ExtractTask:
         tables = _tables(self.project, views, self.options, reading, observer)
         paths = [Path(self.output_dir) / self.paths[i] for i in views.kept]
         consumer: StackConsumer | VolumeConsumer
-        if self.options.mode == "stack2d":
+        if self.options.stack_layout == "tomogram":
+            path = Path(self.output_dir) / self.paths[0]
+            consumer = SeriesStackConsumer(views, tables, self.options, path, observer)
+        elif self.options.mode == "stack2d":
             consumer = StackConsumer(views, tables, self.options, paths, waiting, observer)
         else:
             consumer = self._volume_consumer(views, tables, paths, workers, observer)
@@ -102,6 +107,22 @@ def _tables(
     aberration_pixel = options.binning * project.optics_groups[0].pixel_size_angst
     groups = project.particles.optics_group
     return make_tables(views, options, project.optics_groups, groups, aberration_pixel, whitening)
+
+
+def main_files(project: Project, options: ExtractOptions) -> tuple[str, ...]:
+    """Name the main file of each particle, below the output folder: stack, data volume, or the stack of all.
+
+    Raises
+    ------
+    UnsupportedError
+        A name cannot be a path, or two particles would share a file.
+    """
+    names = stack_paths(project, STACK_SUFFIX if options.mode == "stack2d" else VOLUME_SUFFIX)
+    if options.stack_layout == "particle":
+        return names
+    check_tomogram_names([series.name for series in project.tilt_series])
+    stacks = [f"{SUBTOMOGRAMS}/{series.name}{STACK_SUFFIX}" for series in project.tilt_series]
+    return tuple(stacks[t] for t in project.particles.tilt_series.tolist())
 
 
 def make_tasks(
@@ -160,7 +181,8 @@ def cut_units(
 
     Stacks that wait can be put on disk, so only volumes need units that fit. A large tilt series is cut into
     strips along its tilt axis, because these share the fewest pixels. Units that leave a sum are cut by the
-    number of their particles alone, so that the order of summation does not depend on where they run.
+    number of their particles alone, so that the order of summation does not depend on where they run. A tilt
+    series with one stack for all particles is one unit.
 
     Parameters
     ----------
@@ -184,7 +206,8 @@ def cut_units(
     """
     units: list[Unit] = []
     sums = options.mode == "volume3d" and options.volume.write_sum
-    most = max(16, -(-sum(len(p) for _, p in todo) // (4 * n_slots))) if n_slots > 1 and not sums else 1 << 62
+    whole = n_slots == 1 or sums or options.stack_layout == "tomogram"
+    most = 1 << 62 if whole else max(16, -(-sum(len(p) for _, p in todo) // (4 * n_slots)))
     for series_index, particles in todo:
         limit = most
         if options.mode == "volume3d":
