@@ -84,7 +84,7 @@ class JsonLines:
             self._write_sums()
 
     def _write_sums(self) -> None:
-        if self._read.n_requests:
+        if self._read != BytesRead(0, 0, 0):
             self._write(self._read)
         for stage, steps in self._steps.items():
             self._write(StageAdvanced(stage, steps))

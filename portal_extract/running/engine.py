@@ -107,7 +107,8 @@ class _Engine:
             if close is not None:
                 close()
         unit.is_read = True
-        self.settle(block=False)
+        # after a failure, know what is to become of the others before another stream is opened
+        self.settle(block=unit.error is not None)
 
     def settle(self, block: bool) -> None:
         """Conclude the units all of whose computations are over; wait for all units if asked."""
