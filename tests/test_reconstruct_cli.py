@@ -42,8 +42,8 @@ def test_every_option_of_relion_is_named_in_the_help():
     text = CliRunner().invoke(cli, ["reconstruct", "local", "--help"]).output
     for name in (
         "--i", "--p", "--t", "--mot", "--b", "--crop", "--bin", "--whiten", "--no_ctf", "--taper", "--SNR",
-        "--sym", "--nr_helical_asu", "--helical_rise", "--helical_twist", "--no_circle_crop", "--cutoff_fract", "--o",
-        "--only_do_unfinished",
+        "--sym", "--nr_helical_asu", "--helical_rise", "--helical_twist", "--no_circle_crop",
+        "--cutoff_fract", "--o", "--only_do_unfinished",
     ):  # fmt: skip
         assert f"[{name}]" in text, name
 

@@ -55,6 +55,7 @@ def test_sums_do_not_depend_on_threads_slabs_and_arrival(workers, n_slabs):
     random.Random(workers).shuffle(numbered)
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(lambda one: inserter.add(*one), numbered))
+    inserter.when_done(lambda: None)
     assert_same(inserter.halves, plain_sums())
 
 
@@ -70,6 +71,7 @@ def test_callback_sees_what_was_numbered_before_and_nothing_else():
     numbers += [inserter.next_number() for _ in range(10, len(BATCHES))]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(inserter.add, reversed(numbers), reversed(BATCHES)))
+    inserter.when_done(lambda: None)
     assert len(seen) == 1
     expected = [Accumulator.empty(BOX), Accumulator.empty(BOX)]
     for batch in BATCHES[:10]:

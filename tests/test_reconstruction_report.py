@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from portal_extract.reconstruction.fsc import shell_correlation
-from portal_extract.reconstruction.report import write_fsc_plot, write_views
+from portal_extract.reconstruction.report import write_fsc_plot, write_halves, write_views
 
 
 def noise(seed: int) -> np.ndarray:
@@ -36,6 +36,16 @@ def test_views_show_the_map(tmp_path):
     bright, dark = pixels(tmp_path / "ball.png"), pixels(tmp_path / "negative.png")
     assert bright.shape == dark.shape
     assert (bright != dark).mean() > 0.1
+
+
+def test_half_maps_are_drawn_one_below_the_other(tmp_path):
+    one, other = noise(1), noise(2)
+    write_halves(tmp_path / "one.png", [one, other], 4.0)
+    write_halves(tmp_path / "other.png", [one, one], 4.0)
+    first, second = pixels(tmp_path / "one.png"), pixels(tmp_path / "other.png")
+    height = len(first) // 2
+    assert np.array_equal(first[:height], second[:height])
+    assert (first[height:] != second[height:]).mean() > 0.1
 
 
 def test_a_constant_map_can_be_drawn(tmp_path):

@@ -11,7 +11,7 @@ from portal_extract.reconstruction.accumulate import memory_bytes
 from portal_extract.reconstruction.options import ReconstructOptions
 
 _BATCH_BYTES = 2 * MIB
-_MOST_VIEWS, _FEWEST_VIEWS = 64, 4
+_MOST_VIEWS, _FEWEST_VIEWS, _VIEWS_AHEAD = 64, 4, 128
 #: what the reader needs at least; tilt images in large chunks may need more, which it says itself
 _LEAST_READING = 48 * MIB
 _PER_THREAD = 4
@@ -86,7 +86,8 @@ def plan_memory(
             "--workers"
         )
     reading = ReadOptions.of_run(run, left, batch_views, workers, in_order=True)
-    return Budget(batch_views, _room(workers), _PER_THREAD * workers, reading, max(needed, finalising))
+    room, n_slabs = _room(workers, batch_views), _PER_THREAD * workers
+    return Budget(batch_views, room, n_slabs, reading, max(needed, finalising))
 
 
 def for_stacks(budget: Budget) -> Budget:
@@ -111,11 +112,12 @@ def _computing(options: ReconstructOptions, most_views: int, workers: int) -> tu
     views = min(most_views, max(_FEWEST_VIEWS, _BATCH_BYTES // patch))
     # in a thread's hands: a patch, its transform and intermediates, slices and a copy of them by half set;
     # waiting: slices alone
-    return views, views * (workers * (4 * patch + 24 * half) + _room(workers) * 12 * half)
+    return views, views * (workers * (4 * patch + 24 * half) + _room(workers, views) * 12 * half)
 
 
-def _room(workers: int) -> int:
-    return 4 * workers
+def _room(workers: int, batch_views: int) -> int:
+    """Give the batches under way: enough to keep the threads busy, and to insert many views at a time."""
+    return max(4 * workers, -(-_VIEWS_AHEAD // batch_views))
 
 
 def _gib(n_bytes: int) -> str:

@@ -30,7 +30,8 @@ class OrderedInserter:
     The accumulators are cut into slabs of planes. Each slab takes the batches in order; different slabs may
     be at different batches, each worked on by one thread at a time. The sums are therefore the same bits for
     any number of threads and slabs, and in whatever order batches arrive. Threads that bring a batch do the
-    work; there are no others.
+    work; there are no others. Batches are inserted several at a time, because the sums of a slab then stay in
+    the cache: only those before a callback (:meth:`when_done`) are sure to be in the sums.
 
     Parameters
     ----------
@@ -120,15 +121,18 @@ class OrderedInserter:
                         continue
                     self._busy = [True] * len(self._slabs)
                     return _Work(slab, first, callback=entry)
-                self._busy[slab] = True
-                return _Work(slab, first, self._run_from(first))
+                run = self._run_from(first)
+                if run:
+                    self._busy[slab] = True
+                    return _Work(slab, first, run)
             return None
 
     def _run_from(self, first: int) -> tuple[Batch, ...]:
+        """Batches that have come, one after the other; none if it is worth while to wait for more."""
         found: list[Batch] = []
         while isinstance(entry := self._entries.get(first + len(found)), tuple):
             found.append(entry)
-        return tuple(found)
+        return tuple(found) if entry is not None or len(found) >= self._room // 2 else ()
 
     def _give_back(self, work: _Work) -> None:
         with self._changed:

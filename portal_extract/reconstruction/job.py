@@ -25,6 +25,7 @@ from portal_extract.reconstruction.outputs import (
     written_bytes,
 )
 from portal_extract.reconstruction.parts import with_half_sets
+from portal_extract.reconstruction.report import prepare
 from portal_extract.reconstruction.stacks import find_stacks, options_for_stacks
 from portal_extract.reconstruction.summary import ReconstructSummary, Resolution
 from portal_extract.reconstruction.summing import Summing
@@ -193,6 +194,7 @@ class _Job:
             self.stamp,
             checkpoint_seconds,
         )
+        prepare()
         observer(StageStarted("extract", int(survey.n_views.sum()), "views"))
         summed = summing.run(self.place, self.guard, observer)
         observer(StageFinished("extract"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,11 @@ Maps = NDArray[np.float32]
 
 _DPI = 110
 _AXES = (("z", "x", "y"), ("y", "x", "z"), ("x", "y", "z"))
+
+
+def prepare() -> None:
+    """Import what drawing needs, in a thread of its own: it takes half a second, and there is time now."""
+    Thread(target=_figure, args=(1.0, 1.0), daemon=True).start()
 
 
 def write_fsc_plot(path: Path, curves: ShellCorrelation, title: str = "") -> None:
@@ -120,7 +126,8 @@ def _draw(
     path: Path, rows: Sequence[Sequence[tuple[str, NDArray[Any]]]], pixel_size_angst: float, title: str
 ) -> None:
     """Draw rows of three pictures, seen along z, y and x."""
-    figure = _figure(9.0, 6.6)
+    figure = _figure(9.0, 6.6, layout=None)
+    figure.subplots_adjust(left=0.035, right=0.985, bottom=0.045, top=0.91, wspace=0.1, hspace=0.2)
     grid = figure.subplots(len(rows), 3)
     for panels, pictures in zip(grid, rows, strict=True):
         for axes, (_, across, up), (what, image) in zip(panels, _AXES, pictures, strict=True):
@@ -157,12 +164,12 @@ def _scale_bar(axes: Axes, size: int, pixel_size_angst: float) -> None:
     axes.text(start, start * 1.4, f"{length:g} Å", color="white", fontsize=8, va="bottom")
 
 
-def _figure(width: float, height: float) -> Figure:
-    """Make a figure of its own, outside of matplotlib's global list."""
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
+    """Make a figure of its own, outside of matplotlib's global list; a layout to be found takes time."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
@@ -172,7 +179,9 @@ def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        figure.savefig(partial, dpi=_DPI, format="png", metadata={"Software": None})
+        figure.savefig(
+            partial, dpi=_DPI, format="png", pil_kwargs={"compress_level": 3}, metadata={"Software": None}
+        )
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
