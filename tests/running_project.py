@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -126,3 +127,28 @@ def wait_until(condition: Callable[[], bool], timeout: float = 60, pause: float 
             return True
         time.sleep(pause)
     return False
+
+
+def write_store(folder: Path, store: Path) -> None:
+    """Put the images of a project into a bucket as OME-Zarr of small chunks."""
+    import mrcfile
+    from images_support import blosc, write_zarr2
+
+    for path in sorted((folder / "images").glob("*.mrcs")):
+        write_zarr2(store / "bucket" / f"{path.stem}.zarr", mrcfile.read(path), (1, 64, 64), blosc())
+
+
+def from_store(project, url: str):
+    """The same project with its images on an S3 endpoint."""
+    series = [
+        dataclasses.replace(
+            one,
+            image_stack=dataclasses.replace(
+                one.image_stack,
+                uris=(f"s3://bucket/{one.name}.zarr",) * one.n_tilts,
+                storage={"endpoint_url": url},
+            ),
+        )
+        for one in project.tilt_series
+    ]
+    return dataclasses.replace(project, tilt_series=tuple(series))

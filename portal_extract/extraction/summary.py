@@ -46,9 +46,9 @@ class SeriesFailure:
     name
         Of the tilt series.
     n_particles
-        Particles that are missing because of this cause.
+        Particles that are missing because of it.
     cause
-        A sentence.
+        A sentence, or two where parts of the tilt series failed in different ways.
     """
 
     name: str
@@ -61,12 +61,20 @@ class SeriesFailure:
 
 
 def series_failures(failures: Sequence[UnitFailure]) -> tuple[SeriesFailure, ...]:
-    """Sum up the units that failed, by tilt series and cause."""
-    counts: dict[tuple[str, str], int] = {}
+    """Sum up the units that failed, by tilt series."""
+    found: dict[str, list[UnitFailure]] = {}
     for failure in failures:
-        key = (failure.label, failure.cause)
-        counts[key] = counts.get(key, 0) + len(failure.particles)
-    return tuple(SeriesFailure(name, count, cause) for (name, cause), count in counts.items())
+        found.setdefault(failure.label, []).append(failure)
+    return tuple(
+        SeriesFailure(name, sum(len(f.particles) for f in units), _causes([f.cause for f in units]))
+        for name, units in found.items()
+    )
+
+
+def _causes(causes: Sequence[str], limit: int = 2) -> str:
+    different = list(dict.fromkeys(causes))
+    more = f"; and {len(different) - limit} more" if len(different) > limit else ""
+    return "; ".join(different[:limit]) + more
 
 
 @dataclass(frozen=True)
