@@ -163,7 +163,10 @@ def memory_shares(
     # a patch, its transforms and its image, for the batches in the threads' hands
     computing = workers * batch_views * (4 * patch + 8 * options.box_size**2 * 4)
     free = max(run.memory_bytes - computing, run.memory_bytes // 4)
-    waiting = min(len(views) * waiting_bytes(options), free // 2)
+    waiting = len(views) * waiting_bytes(options)
+    if waiting > free // 2:
+        # all the images of a stack wait in memory, or none: these have their places in its file
+        waiting = 0 if options.mode == "stack2d" else free // 2
     return waiting, ReadOptions.of_run(run, free - waiting, batch_views, workers)
 
 

@@ -216,6 +216,10 @@ class UnitLoader:
                 known = self.frames.get((segment.uri, segment.start))
                 if known is None:
                     known, frame = await self.read_table(layout, position, segment)
+                    # of a local file it is read again instead: kept among the buffers of the decoder, which
+                    # come from the same heap in the same thread, tables would keep these from being used again
+                    if self.is_waiting:
+                        self.remember(segment, known)
                     if frame is not None:  # a small object, or a store that does not serve ranges
                         await self._place_frame(known.table, frame, target)
                         return
@@ -290,7 +294,7 @@ class UnitLoader:
     async def read_table(
         self, layout: ArrayLayout, position: Position, segment: Segment
     ) -> tuple[KnownFrame, memoryview | None]:
-        """Fetch the header and the table of a Blosc chunk, and remember them.
+        """Fetch the header and the table of a Blosc chunk.
 
         Parameters
         ----------
@@ -300,7 +304,7 @@ class UnitLoader:
         Returns
         -------
         known
-            What is known now.
+            What they say.
         frame
             The whole frame, if it has come along.
 
@@ -323,9 +327,12 @@ class UnitLoader:
             body = await self.source.get(segment.uri, segment.start, stop, body.etag)
             data = body.part(segment.start, stop)
         known = KnownFrame(layout, position, parse_table(data, header), body.etag)
-        self.frames[segment.uri, segment.start] = known
         frame = body.part(segment.start, segment.start + header.stored_bytes)
         return known, frame if len(frame) == header.stored_bytes else None
+
+    def remember(self, segment: Segment, known: KnownFrame) -> None:
+        """Keep what is known of a stored Blosc chunk."""
+        self.frames[segment.uri, segment.start] = known
 
     def _table_guess(self, expected: int) -> int:
         """Bytes to ask for: the table of the frame met before, or a little more than most have."""

@@ -45,6 +45,7 @@ async def block_bytes(loader: UnitLoader, regions: Regions) -> int | None:
             segment = await loader.segment(array, position)
             if segment is not None:
                 known, _ = await loader.read_table(array, position, segment)
+                loader.remember(segment, known)
                 return known.table.header.block_bytes
         except (MissingObjectError, FrameError):
             continue  # met again, and reported, when the chunk itself is loaded
