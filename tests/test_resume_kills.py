@@ -57,7 +57,7 @@ def has_begun(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_killed_again_and_again(project, tmp_path, mode, seed):
     chance, folder = random.Random(seed), fresh(project, "run", tmp_path)
     for _ in range(3):
@@ -71,7 +71,7 @@ def test_killed_again_and_again(project, tmp_path, mode, seed):
     assert_same(folder / "out", project[1][mode])
 
 
-@pytest.mark.parametrize("seed", [4, 5])
+@pytest.mark.parametrize("seed", [4])
 def test_the_whole_of_a_local_cluster_is_killed(project, tmp_path, seed):
     chance, folder = random.Random(seed), fresh(project, "run", tmp_path)
     process = start(folder, [*STACKS, *LOCAL])
@@ -84,7 +84,7 @@ def test_the_whole_of_a_local_cluster_is_killed(project, tmp_path, seed):
     assert_same(folder / "out", project[1]["stacks"])
 
 
-@pytest.mark.parametrize("seed", [6, 7])
+@pytest.mark.parametrize("seed", [6])
 def test_only_the_program_is_killed_and_workers_are_left_behind(project, tmp_path, seed):
     chance, folder = random.Random(seed), fresh(project, "run", tmp_path)
     process = start(folder, [*STACKS, *LOCAL])
@@ -102,7 +102,8 @@ def test_only_the_program_is_killed_and_workers_are_left_behind(project, tmp_pat
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_cleanly(project, tmp_path, number, more):
     folder = fresh(project, "run", tmp_path)
-    process = start(folder, [*STACKS, *more])
+    # the tests may run in the background of a shell, which has its children ignore Control-C
+    process = start(folder, [*STACKS, *more], preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))
     assert wait_until(lambda: len(list(folder.glob("out/Subtomograms/*/*.mrcs"))) >= 10)
     # a terminal sends Control-C to the workers too
     os.killpg(process.pid, number) if number == signal.SIGINT else os.kill(process.pid, number)
