@@ -29,6 +29,9 @@ if TYPE_CHECKING:
         TiltSeries,
     )
     from portal_extract.options import ExtractOptions, RunOptions, VolumeOptions
+    from portal_extract.reconstruction.job import reconstruct
+    from portal_extract.reconstruction.options import ReconstructOptions
+    from portal_extract.reconstruction.summary import ReconstructSummary
     from portal_extract.sources.portal import PortalAssumptions, PortalConnection, PortalFilters
     from portal_extract.sources.portal.build import PortalResolution, resolve_portal
     from portal_extract.sources.relion import ProjectFiles, read_project
@@ -48,6 +51,9 @@ _HOMES = {
     "ExtractOptions": "options",
     "RunOptions": "options",
     "VolumeOptions": "options",
+    "reconstruct": "reconstruction.job",
+    "ReconstructOptions": "reconstruction.options",
+    "ReconstructSummary": "reconstruction.summary",
     "PortalAssumptions": "sources.portal",
     "PortalConnection": "sources.portal",
     "PortalFilters": "sources.portal",
@@ -72,6 +78,8 @@ __all__ = [
     "PortalResolution",
     "Project",
     "ProjectFiles",
+    "ReconstructOptions",
+    "ReconstructSummary",
     "RunOptions",
     "TiltSeries",
     "VolumeOptions",
@@ -79,6 +87,7 @@ __all__ = [
     "extract",
     "forecast",
     "read_project",
+    "reconstruct",
     "resolve_portal",
 ]
 
