@@ -7,7 +7,7 @@ whose phases were randomised beyond the shell where the unmasked correlation fal
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,7 +93,12 @@ class ShellCorrelation:
 
 
 def shell_correlation(
-    half1: Maps, half2: Maps, pixel_size_angst: float, mask: Maps | None = None, seed: int = 0
+    half1: Maps,
+    half2: Maps,
+    pixel_size_angst: float,
+    mask: Maps | None = None,
+    seed: int = 0,
+    workers: int = 1,
 ) -> ShellCorrelation:
     """Correlate two half maps.
 
@@ -107,6 +112,8 @@ def shell_correlation(
         ``(n, n, n)`` from 0 to 1; a soft sphere of :func:`soft_sphere` if None.
     seed
         For the random phases.
+    workers
+        Threads; the curves do not depend on them.
 
     Raises
     ------
@@ -115,14 +122,19 @@ def shell_correlation(
     """
     mask = soft_sphere(half1.shape[0]) if mask is None else mask
     _check(half1, half2, mask)
-    transforms = [np.fft.rfftn(half.astype(np.float64)) for half in (half1, half2)]
+    transforms = [_forward(half.astype(np.float64), workers) for half in (half1, half2)]
     unmasked = correlate_shells(*transforms)
     below = np.flatnonzero(unmasked[1:] < _RANDOMISE_BELOW)
     first = int(below[0]) + 1 if len(below) else len(unmasked) - 1
-    masked = correlate_shells(*(np.fft.rfftn(half * mask) for half in (half1, half2)))
     rng = np.random.default_rng(seed)
-    scrambled = [_randomise_phases(transform, first, rng) * mask for transform in transforms]
-    randomised = correlate_shells(*(np.fft.rfftn(half) for half in scrambled))
+    scrambled = [_randomise_phases(transforms.pop(0), first, rng, workers) for _ in range(2)]
+    for half in scrambled:
+        half *= mask
+    randomised = correlate_shells(*(_forward(half, workers) for half in scrambled))
+    del scrambled
+    masked = correlate_shells(
+        *(_forward(np.multiply(half, mask, dtype=np.float64), workers) for half in (half1, half2))
+    )
     return ShellCorrelation(
         half1.shape[0],
         pixel_size_angst,
@@ -148,12 +160,15 @@ def correlate_shells(one: NDArray[np.complex128], other: NDArray[np.complex128])
     ``(n//2+1,)`` real correlations; 1 in shell 0, 0 where one of the transforms has no signal.
     """
     shells = one.shape[2]
-    index = _shell_index(one.shape[0])
-    cross = np.bincount(index, (one.real * other.real + one.imag * other.imag).ravel(), shells + 1)
-    power1 = np.bincount(index, (one.real**2 + one.imag**2).ravel(), shells + 1)
-    power2 = np.bincount(index, (other.real**2 + other.imag**2).ravel(), shells + 1)
-    norm = np.sqrt(power1 * power2)
-    curve: Floats = np.divide(cross, norm, out=np.zeros_like(cross), where=norm > 0)[:shells]
+    sums = np.zeros((3, shells + 1))
+    for z, index in enumerate(_shell_planes(one.shape[0])):
+        a, b = one[z].ravel(), other[z].ravel()
+        for row, product in enumerate(
+            (a.real * b.real + a.imag * b.imag, a.real**2 + a.imag**2, b.real**2 + b.imag**2)
+        ):
+            sums[row] += np.bincount(index.ravel(), product, shells + 1)
+    norm = np.sqrt(sums[1] * sums[2])
+    curve: Floats = np.divide(sums[0], norm, out=np.zeros_like(norm), where=norm > 0)[:shells]
     curve[0] = 1.0
     return curve
 
@@ -220,27 +235,40 @@ def draw_subsets(n_particles: int, seed: int) -> NDArray[np.int64]:
     return subsets
 
 
-def _shell_index(size: int) -> NDArray[np.int64]:
-    """Shell of each voxel of a half transform; everything beyond the last shell has one more."""
+def _forward(volume: Floats, workers: int) -> NDArray[np.complex128]:
+    import scipy.fft
+
+    transform: NDArray[np.complex128] = scipy.fft.rfftn(volume, workers=workers, overwrite_x=True)
+    return transform
+
+
+def _shell_planes(size: int) -> Iterator[NDArray[np.int64]]:
+    """Shell of each voxel of a half transform, plane by plane; beyond the last shell it is one more."""
     k = signed_frequencies(size)
-    square = k**2 + (k**2)[:, None]
-    radius = np.sqrt(np.arange(size // 2 + 1.0) ** 2 + square.T[:, :, None])
-    index = np.floor(radius + 0.5).astype(np.int64).ravel()
-    return np.minimum(index, size // 2 + 1)
+    square = np.arange(size // 2 + 1.0) ** 2 + (k**2)[:, None]
+    for kz in k:
+        index = np.floor(np.sqrt(square + kz**2) + 0.5).astype(np.int64)
+        yield np.minimum(index, size // 2 + 1)
 
 
 def _randomise_phases(
-    transform: NDArray[np.complex128], first_shell: int, rng: np.random.Generator
+    transform: NDArray[np.complex128], first_shell: int, rng: np.random.Generator, workers: int
 ) -> Floats:
     """Map whose transform keeps its amplitudes, but has random phases from a shell on."""
+    import scipy.fft
+
     size = transform.shape[0]
     # phases of a real noise map: they have the symmetry that a real result needs
-    noise = np.fft.rfftn(rng.standard_normal((size, size, size)))
-    length = np.abs(noise)
-    phases = np.divide(noise, length, out=np.ones_like(noise), where=length > 0)
-    far = (_shell_index(size) >= first_shell).reshape(transform.shape)
-    changed = np.where(far, np.abs(transform) * phases, transform)
-    result: Floats = np.fft.irfftn(changed, (size, size, size), axes=(0, 1, 2))
+    noise = _forward(rng.standard_normal((size, size, size)), workers)
+    for plane, phases, shell in zip(transform, noise, _shell_planes(size), strict=True):
+        length = np.abs(phases)
+        np.divide(phases, length, out=phases, where=length > 0)
+        phases[length == 0] = 1.0
+        phases *= np.abs(plane)
+        np.copyto(phases, plane, where=shell < first_shell)
+    result: Floats = scipy.fft.irfftn(
+        noise, (size, size, size), axes=(0, 1, 2), workers=workers, overwrite_x=True
+    )
     return result
 
 

@@ -133,7 +133,9 @@ def reconstruct(
         job = _Job(options, output_dir, place, observer, survey, guard, digest(json.dumps(identity)))
         results, failures = job.maps(checkpoint_seconds)
         write_tables(output_dir, project, prefix, survey.n_halves)
-        resolution = write_map_report(output_dir, survey.map_pixel_angst, mask_map, mask or "soft sphere")
+        resolution = write_map_report(
+            output_dir, survey.map_pixel_angst, mask_map, mask or "soft sphere", n_workers(place.run)
+        )
         names = project.particles.names
         summary = dataclasses.replace(
             _summarise(job, results, failures, resolution),

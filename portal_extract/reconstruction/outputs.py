@@ -151,7 +151,7 @@ def read_mask(path: str, size: int) -> Maps:
 
 
 def write_map_report(
-    folder: Path, pixel_size_angst: float, mask: Maps | None, mask_name: str
+    folder: Path, pixel_size_angst: float, mask: Maps | None, mask_name: str, workers: int = 1
 ) -> Resolution | None:
     """Compare the half maps on disk and draw the maps.
 
@@ -165,6 +165,8 @@ def write_map_report(
         For the FSC; None for a soft sphere.
     mask_name
         What the mask is called.
+    workers
+        Threads.
 
     Returns
     -------
@@ -174,7 +176,7 @@ def write_map_report(
     halves = [folder / f"{name}.mrc" for name in _HALVES]
     if all(path.is_file() for path in halves):
         volumes = [_read(path) for path in halves]
-        curves = shell_correlation(volumes[0], volumes[1], pixel_size_angst, mask)
+        curves = shell_correlation(volumes[0], volumes[1], pixel_size_angst, mask, workers=workers)
         write_fsc_star(
             folder / REPORT / "fsc.star", curves, {"rlnMaskName": mask_name} if mask is not None else {}
         )
