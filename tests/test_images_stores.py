@@ -26,7 +26,7 @@ from portal_extract.images.boxes import PatchBatch
 from portal_extract.images.layout import read_shape
 from portal_extract.images.lazy import open_lazily
 from portal_extract.images.options import MIB, ReadOptions
-from portal_extract.images.stream import read_tilt_images, stream_patches
+from portal_extract.images.stream import stream_patches, stream_tilt_images
 from portal_extract.model import ImageStack
 
 SHAPE = (5, 120, 100)
@@ -258,7 +258,8 @@ def test_a_program_that_forgets_a_stream_ends(store: Path) -> None:
 
 
 def _read_in_child(stack: ImageStack, path: Path) -> None:
-    np.save(path, read_tilt_images(stack, 0, 2, ReadOptions()))
+    images = dict(stream_tilt_images(stack, np.arange(2), ReadOptions()))
+    np.save(path, np.stack([images[0], images[1]]))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

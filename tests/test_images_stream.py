@@ -21,7 +21,7 @@ from images_support import (
 from portal_extract.images.layout import read_shape
 from portal_extract.images.lazy import open_lazily
 from portal_extract.images.options import ReadOptions
-from portal_extract.images.stream import read_tilt_images
+from portal_extract.images.stream import stream_tilt_images
 from portal_extract.relion_io.mrc import write_mrc
 
 SHAPE = (7, 100, 90)
@@ -61,7 +61,9 @@ def test_whole_tilt_images_and_the_lazy_array_are_the_pixels(tmp_path: Path, kin
         write_mrc(uri, pixels, 1.0, kind="stack")
     stack = stack_of(uri, SHAPE)
     assert read_shape(uri, {}) == SHAPE
-    assert np.array_equal(read_tilt_images(stack, 2, 6, ReadOptions()), pixels[2:6])
+    images = dict(stream_tilt_images(stack, np.array([2, 5, 3]), ReadOptions()))
+    assert sorted(images) == [2, 3, 5]
+    assert all(np.array_equal(image, pixels[tilt]) for tilt, image in images.items())
     lazy = pickle.loads(pickle.dumps(open_lazily(stack)))
     assert lazy.shape == SHAPE
     assert lazy.dtype == np.float32

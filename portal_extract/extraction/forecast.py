@@ -27,6 +27,7 @@ from portal_extract.extraction.tasks import (
     memory_shares,
 )
 from portal_extract.extraction.views import Views, find_views
+from portal_extract.extraction.whiten import whole_images
 from portal_extract.images.boxes import Boxes
 from portal_extract.model import Project
 from portal_extract.options import ExtractOptions, RunOptions
@@ -260,6 +261,7 @@ def _plan_unit(
         return [boxes], besides + boxes.memory_bytes
     used = np.unique(views.tilt)
     whole = Boxes(used, np.zeros((len(used), 2), dtype=np.int64), max(stack.size_px))
-    images = plan_reading(stack, stored.layouts, whole, replace(reading, batch_views=1), stored.sizes)
-    images = replace(images, views=0)
-    return [images, boxes], besides + max(images.memory_bytes, boxes.memory_bytes)
+    images = plan_reading(stack, stored.layouts, whole, whole_images(stack, reading), stored.sizes)
+    image_bytes = 4 * stack.size_px[0] * stack.size_px[1]
+    needed = besides + max(images.memory_bytes + image_bytes, boxes.memory_bytes)
+    return [replace(images, views=0), boxes], needed

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from portal_extract.extraction.views import Views
 from portal_extract.images.options import ReadOptions
-from portal_extract.images.stream import read_tilt_images
+from portal_extract.images.stream import stream_tilt_images
+from portal_extract.model import ImageStack
 from portal_extract.optics.whitening import noise_amplitude_inverse, whitening_image
 from portal_extract.options import ExtractOptions
 from portal_extract.running.events import Observer, StageAdvanced, StageFinished, StageStarted
@@ -25,18 +28,17 @@ def whitening_tables(
     size, stack = options.box_size, views.series.image_stack
     tables = np.zeros((views.series.n_tilts, size, size // 2 + 1), np.float32)
     used = np.unique(views.tilt)
-    image_bytes = stack.size_px[0] * stack.size_px[1] * 4
-    at_once = max(1, min(len(used), reading.memory_bytes // 4 // image_bytes))
     observer(StageStarted("whiten", len(used), "tilt images"))
-    for start in range(0, views.series.n_tilts, at_once):
-        stop = min(start + at_once, views.series.n_tilts)
-        wanted = used[(used >= start) & (used < stop)]
-        if not len(wanted):
-            continue
-        images = read_tilt_images(stack, int(wanted[0]), int(wanted[-1]) + 1, reading, observer)
-        for tilt in wanted:
-            inverse = noise_amplitude_inverse(images[tilt - wanted[0]], options.unbinned_box)
-            tables[tilt] = whitening_image(inverse, size, options.binning)
-            observer(StageAdvanced("whiten", 1))
+    for tilt, image in stream_tilt_images(stack, used, whole_images(stack, reading), observer):
+        inverse = noise_amplitude_inverse(image, options.unbinned_box)
+        tables[tilt] = whitening_image(inverse, size, options.binning)
+        observer(StageAdvanced("whiten", 1))
     observer(StageFinished("whiten"))
     return tables
+
+
+def whole_images(stack: ImageStack, reading: ReadOptions) -> ReadOptions:
+    """Leave room for the image that is looked at beside what the reader holds."""
+    width, height = stack.size_px
+    left = max(reading.memory_bytes - 4 * width * height, reading.memory_bytes // 2)
+    return replace(reading, memory_bytes=left, batch_views=1)

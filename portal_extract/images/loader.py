@@ -216,8 +216,8 @@ class UnitLoader:
                 known = self.frames.get((segment.uri, segment.start))
                 if known is None:
                     known, frame = await self.read_table(layout, position, segment)
-                    # of a local file it is read again instead: kept among the buffers of the decoder, which
-                    # come from the same heap in the same thread, tables would keep these from being used again
+                    # of a local file it is read again: kept among the buffers of the decoder, which come from
+                    # the same heap in the same thread, tables would keep these from being used again
                     if self.is_waiting:
                         self.remember(segment, known)
                     if frame is not None:  # a small object, or a store that does not serve ranges

@@ -53,26 +53,26 @@ def stream_patches(
     yield from stream_regions(stack, boxes.tilt, boxes.origin_px, size, reading, observer)
 
 
-def read_tilt_images(
-    stack: ImageStack, start: int, stop: int, reading: ReadOptions, observer: Observer = ignore
-) -> NDArray[np.float32]:
-    """Read whole tilt images.
+def stream_tilt_images(
+    stack: ImageStack, tilts: NDArray[np.int64], reading: ReadOptions, observer: Observer = ignore
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Read whole tilt images, each stored block being read and decoded once.
 
     Parameters
     ----------
     stack
         The tilt series.
-    start, stop
-        First tilt image, and the one after the last.
+    tilts
+        ``(n,)`` which tilt images.
     reading
-        Memory and requests.
+        Memory and requests; an image that is handed out comes on top.
     observer
-        Told of the bytes that arrive.
+        Told of bytes read.
 
-    Returns
-    -------
-    numpy.ndarray
-        ``(stop - start, height, width)`` float32.
+    Yields
+    ------
+    int, numpy.ndarray
+        A tilt image and its ``(height, width)`` float32 pixels, in the order that suits the storage.
 
     Raises
     ------
@@ -80,7 +80,9 @@ def read_tilt_images(
         The images cannot be read; the message names the file.
     """
     width, height = stack.size_px
-    return read_tilt_region(stack, (start, stop), (0, height), (0, width), reading, observer)
+    origin, one_each = np.zeros((len(tilts), 2), dtype=np.int64), replace(reading, batch_views=1)
+    for batch in stream_regions(stack, tilts, origin, (height, width), one_each, observer):
+        yield int(tilts[batch.views[0]]), batch.cut(None)[0]
 
 
 def read_tilt_region(
