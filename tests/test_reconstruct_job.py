@@ -302,9 +302,10 @@ def test_nothing_to_see_is_refused(project, tmp_path):
 
 
 def test_particles_outside_are_counted(project, tmp_path):
-    summary = average(moved(project, slice(3)), tmp_path)
-    assert summary.n_averaged == 21
-    assert summary.skipped == {"outside of every tilt image that counts": 3}
+    # all of the first tilt series, and one more
+    summary = average(moved(project, slice(9)), tmp_path)
+    assert summary.n_averaged == 15
+    assert summary.skipped == {"outside of every tilt image that counts": 9}
 
 
 def test_a_box_too_large_for_the_memory_is_refused_before_anything_is_read(project, tmp_path):
@@ -342,3 +343,4 @@ def test_images_that_are_not_finite_are_left_out(tmp_path):
     assert maps(tmp_path / "with") == maps(tmp_path / "without")
     assert set(summary.left_out) == set(project.particles.names)
     assert "1 image with values that are not finite left out" in told.notes("warning")
+    assert "and 1 more particles" in told.notes("warning")

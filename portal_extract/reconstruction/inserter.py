@@ -72,6 +72,17 @@ class OrderedInserter:
             self._numbered += 1
             return self._numbered - 1
 
+    @property
+    def n_numbered(self) -> int:
+        """How many batches and callbacks have a number."""
+        return self._numbered
+
+    def wait_for(self, number: int) -> None:
+        """Wait until everything before a number is done, or until something has failed."""
+        with self._changed:
+            while not self._has_failed and min(self._at) < number:
+                self._changed.wait(_POLL_S)
+
     def add(self, number: int, batch: Batch) -> None:
         """Bring a batch, and insert what can be inserted; may raise what a callback raises."""
         with self._changed:

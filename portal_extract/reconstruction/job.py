@@ -27,9 +27,14 @@ from portal_extract.reconstruction.outputs import (
 from portal_extract.reconstruction.parts import with_half_sets
 from portal_extract.reconstruction.report import prepare
 from portal_extract.reconstruction.stacks import find_stacks, options_for_stacks
-from portal_extract.reconstruction.summary import ReconstructSummary, Resolution
+from portal_extract.reconstruction.summary import ReconstructSummary, Resolution, left_out_sentences
 from portal_extract.reconstruction.summing import Summing
-from portal_extract.reconstruction.survey import Survey, reconstruction_identity, survey_reconstruction
+from portal_extract.reconstruction.survey import (
+    Survey,
+    check_memory,
+    reconstruction_identity,
+    survey_reconstruction,
+)
 from portal_extract.relion_io.atomic import write_atomically
 from portal_extract.relion_io.paths import output_prefix
 from portal_extract.running.events import Note, Observer, StageAdvanced, StageFinished, StageStarted, ignore
@@ -125,6 +130,7 @@ def reconstruct(
     survey = survey_reconstruction(project, options, run, stacks)
     prefix = output_prefix(output_dir, run.paths)
     place = find_place(run, client, observer)
+    check_memory(project, options, survey.n_halves, place.run)
     with hold_output(output_dir, every_name(), overwrite=run.overwrite):
         identity = reconstruction_identity(project, options, stacks)
         journal = Journal(output_dir)
@@ -146,8 +152,8 @@ def reconstruct(
         write_report(
             output_dir, {"options": dataclasses.asdict(options), **summary.to_dict(), **(extra or {})}
         )
-    for name, text in summary.left_out.items():
-        observer(Note(f"particle {name}: {text}", "warning"))
+    for sentence in left_out_sentences(summary):
+        observer(Note(sentence, "warning"))
     return summary
 
 

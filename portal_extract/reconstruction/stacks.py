@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -98,7 +99,9 @@ def find_stacks(project: Project) -> ExtractedStacks:
                 [f"data_optics: {label} differs between optics groups; reconstruct each group by itself"]
             )
     premultiplied = optics[_PREMULTIPLIED][project.particles.optics_group] != 0
-    images = StackImages(tuple(tables.particles[_IMAGE].tolist()), premultiplied)
+    # absolute, because the workers of a cluster may be at home elsewhere
+    paths = tuple(os.path.abspath(path) for path in tables.particles[_IMAGE].tolist())
+    images = StackImages(paths, premultiplied)
     return ExtractedStacks(images, int(optics[_SIZE][used[0]]), float(optics[_BINNING][used[0]]))
 
 

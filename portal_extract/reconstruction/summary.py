@@ -143,6 +143,13 @@ class ReconstructSummary:
         }
 
 
+def left_out_sentences(summary: ReconstructSummary, limit: int = 5) -> list[str]:
+    """Say of which particles images were left out."""
+    told = [f"particle {name}: {text}" for name, text in list(summary.left_out.items())[:limit]]
+    more = len(summary.left_out) - limit
+    return [*told, f"and {more} more particles, see report/report.json"] if more > 0 else told
+
+
 def finite(value: float) -> float | None:
     """Give a number for JSON, which knows no infinity."""
     return round(value, 4) if abs(value) < float("inf") else None

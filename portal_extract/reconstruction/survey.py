@@ -100,8 +100,7 @@ def survey_reconstruction(
         Not enough memory.
     """
     n_halves = count_halves(project.particles)
-    n_tilts = max(series.n_tilts for series in project.tilt_series)
-    budget = plan_memory(options, n_halves, n_tilts, run, n_workers(run))
+    budget = check_memory(project, options, n_halves, run)
     stored = stored_frames(project) if stacks is not None or options.visible_frames == "stored" else None
     if stacks is not None and stored is not None:
         check_stacks(stacks.images, np.array([flags.sum() for flags in stored]), stacks.box_size)
@@ -120,6 +119,18 @@ def survey_reconstruction(
     )
     refuse_hopeless(survey, options)
     return survey
+
+
+def check_memory(project: Project, options: ReconstructOptions, n_halves: int, run: RunOptions) -> Budget:
+    """Divide the memory of a process, as it will be for the largest tilt series.
+
+    Raises
+    ------
+    MemoryBudgetError
+        Not enough memory.
+    """
+    n_tilts = max(series.n_tilts for series in project.tilt_series)
+    return plan_memory(options, n_halves, n_tilts, run, n_workers(run))
 
 
 def refuse_hopeless(survey: Survey, options: ReconstructOptions) -> None:

@@ -140,10 +140,11 @@ class SumConsumer:
 
     def stream(self, budget: Budget) -> Iterator[PatchBatch]:
         """Patches of one part after the other; their views are counted through all parts."""
-        complete, index = False, 0
+        complete, index, start = False, 0, 0
         try:
             first = 0
             for index, part in enumerate(self._task.parts):
+                start = self._inserter.n_numbered
                 tally = Tally(self._observer)
                 maker = self._prepare(part, budget, tally)
                 for batch in self._open(part, maker, budget, tally):
@@ -157,6 +158,8 @@ class SumConsumer:
                 self._inserter.when_done(partial(self._conclude, index, tally, len(maker.views)))
             complete = True
         except Exception:
+            # the parts before this one are on their way: they may still be put on disk
+            self._inserter.wait_for(start)
             self._fail(index)
             raise
         finally:
