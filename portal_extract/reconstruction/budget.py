@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from portal_extract.errors import MemoryBudgetError
 from portal_extract.images.options import MIB, ReadOptions
@@ -31,14 +31,17 @@ class Budget:
         Parts that the sums are cut into, for several threads to fill.
     reading
         Options of the reader.
+    held_bytes
+        Memory of sums, tables and batches; what the reader holds comes on top.
     predicted_bytes
-        Largest memory of accumulation and of finalisation.
+        What is needed at least: the larger of accumulation and finalisation.
     """
 
     batch_views: int
     room: int
     n_slabs: int
     reading: ReadOptions
+    held_bytes: int
     predicted_bytes: int
 
 
@@ -87,12 +90,7 @@ def plan_memory(
         )
     reading = ReadOptions.of_run(run, left, batch_views, workers, in_order=True)
     room, n_slabs = _room(workers, batch_views), _PER_THREAD * workers
-    return Budget(batch_views, room, n_slabs, reading, max(needed, finalising))
-
-
-def for_stacks(budget: Budget) -> Budget:
-    """Tell what is different for images that need no reader of tilt images."""
-    return replace(budget, reading=replace(budget.reading, memory_bytes=_LEAST_READING))
+    return Budget(batch_views, room, n_slabs, reading, held + computing, max(needed, finalising))
 
 
 def _sum_bytes(options: ReconstructOptions, n_halves: int) -> int:

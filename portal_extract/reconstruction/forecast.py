@@ -126,7 +126,9 @@ def forecast_reconstruction(
         skipped=survey.skipped,
         maps=tuple(f"{name}.mrc" for name in map_names(options, survey.n_halves)),
         bytes_written=written_bytes(options, survey.n_halves),
-        memory_bytes=survey.budget.predicted_bytes,
+        memory_bytes=max(
+            survey.budget.predicted_bytes, survey.budget.held_bytes + (reading.memory_bytes if reading else 0)
+        ),
         batch_views=survey.budget.batch_views,
         reading=reading,
     )
