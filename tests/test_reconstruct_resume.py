@@ -30,8 +30,9 @@ from portal_extract.options import RunOptions
 from portal_extract.reconstruction import tasks
 from portal_extract.reconstruction.accumulate import Accumulator
 from portal_extract.reconstruction.fsc import draw_subsets
-from portal_extract.reconstruction.summing import Summing
+from portal_extract.reconstruction.summing import Summing, cut_shares
 from portal_extract.reconstruction.sums import Sums, find_sums, write_sums
+from portal_extract.reconstruction.survey import survey_reconstruction
 from portal_extract.running.clients import SchedulerOptions, open_client
 from portal_extract.running.events import StageAdvanced
 from portal_extract.running.units import UnitResult
@@ -262,6 +263,21 @@ def test_the_same_command_tries_again_what_failed(project, tmp_path, monkeypatch
 # ------------------------------------------------------------------------------------------- cluster
 
 
+@pytest.mark.parametrize("n_slots", [1, 2, 3, 9])
+def test_shares_hold_each_particle_once_and_cut_no_series_without_need(project, n_slots):
+    survey = survey_reconstruction(project, replace(OPTIONS, make_subsets=False), RunOptions())
+    shares = cut_shares(survey.parts, n_slots)
+    held = [i for share in shares for part in share for i in part.particles]
+    assert sorted(held) == list(range(24))
+    assert len(shares) >= min(n_slots, N_SERIES)
+    n_pieces = sum(map(len, shares))
+    assert n_pieces == N_SERIES if n_slots <= N_SERIES else n_pieces > N_SERIES
+    for share in shares:
+        for part in share:
+            names = [project.particles.names[i] for i in part.particles]
+            assert part.project.particles.names == tuple(names)
+
+
 def test_a_cluster_gives_the_same_maps_each_time(project, expected, tmp_path):
     told = Told()
     with open_client(SchedulerOptions("local", processes=2, threads=1)) as client:
@@ -291,7 +307,7 @@ def test_threads_go_on_where_a_cluster_stopped(project, expected, tmp_path, monk
         p.setattr(Summing, "_add", stop)
         with pytest.raises(KeyboardInterrupt):
             average(project, tmp_path, client=client)
-    assert len(sums_on_disk(tmp_path)) >= 3
+    assert len(sums_on_disk(tmp_path)) >= 2
     average(project, tmp_path)
     np.testing.assert_allclose(volume(tmp_path), volume(expected), atol=1e-6 * volume(expected).std())
 

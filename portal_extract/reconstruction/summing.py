@@ -141,7 +141,7 @@ class Summing:
         self, finished: Sequence[SumsFile], place: Place, guard: Guard, observer: Observer
     ) -> Summed:
         todo = remaining_parts(self.parts, self._known(finished, ()))
-        shares = cut_shares(todo, _SHARES_PER_SLOT * place.n_slots)
+        shares = cut_shares(todo, place.n_slots)
         failures = run_units([self._task(share) for share in shares], place, guard, observer, _nothing)
         if failures and place.run.on_error == "skip":
             # a share fails as a whole: each of its tilt series gets a chance of its own
@@ -219,26 +219,28 @@ def take(part: Part, which: Ints) -> Part:
     )
 
 
-def cut_shares(parts: Sequence[Part], n_shares: int) -> list[tuple[Part, ...]]:
-    """Cut parts into about equal shares.
+def cut_shares(parts: Sequence[Part], n_slots: int) -> list[tuple[Part, ...]]:
+    """Cut parts into shares for places that work at the same time, a few for each.
 
-    A part larger than a share is cut along its tilt axis, so that its pieces share few pixels.
+    Only a tilt series that would keep one place busy after all others have ended is cut, along its tilt axis:
+    its pieces read some of the same pixels.
 
     Parameters
     ----------
     parts
         One for each tilt series.
-    n_shares
-        How many there should be, about.
+    n_slots
+        How many places there are.
 
     Returns
     -------
     Shares of one or more parts each.
     """
-    most = max(1, -(-sum(len(part.particles) for part in parts) // max(1, n_shares)))
+    total = sum(len(part.particles) for part in parts)
+    fair, most = (max(1, -(-total // (n * n_slots))) for n in (1, _SHARES_PER_SLOT))
     pieces: list[Part] = []
     for part in parts:
-        n_pieces = -(-len(part.particles) // most)
+        n_pieces = -(-len(part.particles) // fair)
         order = np.argsort(_along_axis(part), kind="stable")
         cuts = [np.sort(some) for some in np.array_split(order, n_pieces)]
         pieces += [part] if n_pieces == 1 else [take(part, some) for some in cuts]
