@@ -3,6 +3,8 @@
     python benchmarks/bench_scaling.py planning
     python benchmarks/bench_scaling.py scheduling [--processes 2]
     python benchmarks/bench_scaling.py workers [--series 24] [--processes 1 2]
+    python benchmarks/bench_scaling.py slots
+    python benchmarks/bench_scaling.py latency
 
 All tilt series are the same file of simulated images, under different names. Figures and what follows from
 them are in docs/scaling.md.
@@ -16,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 N_TILTS, SIDE, PIXEL = 41, 1024, 2.0
+UNIT_SECONDS = 0.8
 
 
 def tilt_series(number: int, images: str) -> TiltSeries:
@@ -154,14 +157,16 @@ def planning(n_series: int, n_particles: int, options: ExtractOptions) -> dict[s
 
 @dataclass(frozen=True)
 class Idle:
-    """A task of full size that computes nothing."""
+    """A task of full size that computes nothing, but may take its time."""
 
     task: object
     particles: tuple[int, ...]
     label: str
+    seconds: float = 0.0
 
     def open(self, run: RunOptions, workers: int, observer: object) -> tuple[Iterator[object], Nothing]:
         """Give nothing to do."""
+        time.sleep(self.seconds)
         return iter(()), Nothing()
 
 
@@ -177,14 +182,16 @@ class Nothing:
         """Nothing to do."""
 
 
-def scheduling(n_series: int, n_particles: int, options: ExtractOptions, processes: int) -> dict[str, float]:
+def scheduling(
+    shape: tuple[int, int], options: ExtractOptions, processes: int, threads: int = 1, seconds: float = 0.0
+) -> dict[str, float]:
     """Hand out units of full size that compute nothing, and record them."""
     times: dict[str, float] = {}
-    project = make_project("/images/one.mrcs", n_series, n_particles)
+    project = make_project("/images/one.mrcs", *shape)
     names = stack_paths(project, STACK_SUFFIX)
     with (
         tempfile.TemporaryDirectory() as folder,
-        open_client(SchedulerOptions("local", processes=processes, threads=1)) as client,
+        open_client(SchedulerOptions("local", processes, threads)) as client,
     ):
         out = Path(folder)
         (out / ".journal").mkdir()
@@ -192,11 +199,12 @@ def scheduling(n_series: int, n_particles: int, options: ExtractOptions, process
         journal.begin({})
         place = find_place(RunOptions(workers=1), client, ignore)
         guard = Guard(str(out), journal.token)
-        units = left_to_do(project, options, place)
-        tasks = (Idle(t, t.particles, t.label) for t in make_tasks(project, units, options, out, names))
+        units = left_to_do(project, options, Place(place.run))
+        made = make_tasks(project, units, options, out, names)
+        tasks = (Idle(task, task.particles, task.label, seconds) for task in made)
         client.submit(import_everything).result()
         start_cpu = time.process_time()
-        with stopwatch(times, f"{len(units)} units through {processes} processes"):
+        with stopwatch(times, f"{len(units)} units through {place.n_slots} slots"):
             assert run_units(tasks, place, guard, ignore, journal.record) == []
         print(f"CPU time of the program (client and scheduler): {time.process_time() - start_cpu:.2f} s")
     return times
@@ -234,6 +242,35 @@ def workers(
     return times
 
 
+def latency(n_particles: int, options: ExtractOptions, requests: int, seconds: float) -> dict[str, float]:
+    """Extract from a store that takes its time for every answer."""
+    import zarr
+
+    from portal_extract.demo.object_server import ObjectServer
+
+    times: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        shape, chunks = (N_TILTS, SIDE, SIDE), (1, 256, 256)
+        store = Path(folder, "store/bucket/one.zarr/0")
+        array = zarr.create_array(
+            store, shape=shape, chunks=chunks, dtype="<f4", zarr_format=2, compressors=None
+        )
+        array[:] = np.random.default_rng(2).normal(size=shape).astype(np.float32)
+        with ObjectServer(Path(folder, "store"), latency_s=seconds) as server:
+            project = make_project("s3://bucket/one.zarr/0", 1, n_particles)
+            stack = replace(project.tilt_series[0].image_stack, storage={"endpoint_url": server.url})
+            series = replace(project.tilt_series[0], image_stack=stack)
+            run = RunOptions(workers=1, requests_in_flight=requests)
+            name = f"{requests} requests in flight"
+            with stopwatch(times, name):
+                summary = job.extract(
+                    replace(project, tilt_series=(series,)), options, Path(folder, "out"), run
+                )
+    expected = summary.n_requests * seconds / requests
+    print(f"{name}: {summary.n_requests} requests, expected {expected:.2f} s, found {times[name]:.2f} s")
+    return times
+
+
 def cpu_seconds(client: Client | None) -> tuple[float, float]:
     """CPU time of this process, and of the workers together."""
     return time.process_time(), 0.0 if client is None else sum(client.run(time.process_time).values())
@@ -244,19 +281,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["planning", "scheduling", "workers"])
+    parser.add_argument("what", choices=["planning", "scheduling", "workers", "slots", "latency"])
     parser.add_argument("--series", type=int, default=None)
     parser.add_argument("--particles", type=int, default=300)
     parser.add_argument("--box-size", type=int, default=64)
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2])
     chosen = parser.parse_args()
     options = ExtractOptions(box_size=chosen.box_size)
+    times: dict[str, float] = {}
     if chosen.what == "planning":
         times = planning(chosen.series or 1000, chosen.particles, options)
     elif chosen.what == "scheduling":
-        times = {}
         for processes in chosen.processes:
-            times |= scheduling(chosen.series or 1000, chosen.particles, options, processes)
+            times |= scheduling((chosen.series or 1000, chosen.particles), options, processes)
+    elif chosen.what == "slots":
+        for threads in (8, 16, 32, 64, 128):
+            shape = (chosen.series or 20 * threads, chosen.particles)
+            times |= scheduling(shape, options, 1, threads, UNIT_SECONDS)
+    elif chosen.what == "latency":
+        for requests in (1, 2, 4, 8, 16, 32):
+            times |= latency(chosen.particles, options, requests, 0.05)
     else:
         times = workers(chosen.series or 24, chosen.particles, options, None)
         for processes in chosen.processes:

@@ -32,7 +32,7 @@ LOCAL = ["--scheduler", "local", "--processes", "2"]
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A project, the results of undisturbed runs, and how long their work takes."""
-    folder = write_many(tmp_path_factory.mktemp("project"), n_series=8, n_particles=25)
+    folder = write_many(tmp_path_factory.mktemp("project"), n_series=8, n_particles=40)
     expected, seconds = {}, {}
     for mode, arguments in MODES.items():
         code, errors = finish(start(folder, [*arguments, "--workers", "1"]))
