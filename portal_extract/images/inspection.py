@@ -62,8 +62,8 @@ def inspect_stack(
         layouts = session.open(boxes.tilt)
         sizes = {}
         for regions in group_regions(stack, layouts, boxes.tilt, boxes.origin_px, size):
-            block_bytes = session.block_bytes(regions)
+            session.typical_table(regions)
             uri, frames = regions.layout.uri, session.loader.frames.values()
             tables = {frame.position: frame.table for frame in frames if frame.layout.uri == uri}
-            sizes[uri] = StoredSizes(block_bytes, tables)
+            sizes[uri] = StoredSizes(tables)
         return StoredStack(layouts, sizes)

@@ -1,10 +1,10 @@
-"""What one stored chunk tells of all: the size of a Blosc block."""
+"""What one stored chunk tells of all: size and order of Blosc blocks."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from portal_extract.images.blosc import FrameError
+from portal_extract.images.blosc import FrameError, FrameTable
 from portal_extract.images.loader import UnitLoader
 from portal_extract.images.store import MissingObjectError
 from portal_extract.planning.regions import Regions
@@ -12,8 +12,8 @@ from portal_extract.planning.regions import Regions
 PROBES = 3
 
 
-async def block_bytes(loader: UnitLoader, regions: Regions) -> int | None:
-    """Size of a decoded Blosc block, from the header of a chunk that is needed anyway.
+async def typical_table(loader: UnitLoader, regions: Regions) -> FrameTable | None:
+    """Table of the blocks of a chunk that is needed anyway.
 
     All chunks of an array have been compressed with the same settings; one that was not is decoded as a
     whole.
@@ -21,13 +21,13 @@ async def block_bytes(loader: UnitLoader, regions: Regions) -> int | None:
     Parameters
     ----------
     loader
-        Fetches the header, and remembers it.
+        Fetches the table, and remembers it.
     regions
         What is going to be cut.
 
     Returns
     -------
-    int or None
+    FrameTable or None
         None where the chunks are no Blosc frames, or the first ones are missing or unreadable.
     """
     layout = regions.layout
@@ -46,7 +46,7 @@ async def block_bytes(loader: UnitLoader, regions: Regions) -> int | None:
             if segment is not None:
                 known, _ = await loader.read_table(array, position, segment)
                 loader.remember(segment, known)
-                return known.table.header.block_bytes
+                return known.table
         except (MissingObjectError, FrameError):
             continue  # met again, and reported, when the chunk itself is loaded
     return None

@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portal_extract.errors import UnsupportedError
+from portal_extract.images.blosc import FrameTable
 from portal_extract.images.cache import BlockCache
 from portal_extract.images.fetcher import Fetcher
 from portal_extract.images.layout import ArrayLayout
 from portal_extract.images.loader import UnitLoader
 from portal_extract.images.opening import open_layouts_with
 from portal_extract.images.options import ReadOptions
-from portal_extract.images.probing import block_bytes
+from portal_extract.images.probing import typical_table
 from portal_extract.images.source import LocalSource, finish
 from portal_extract.images.store import is_local, open_store
 from portal_extract.model import ImageStack
@@ -126,11 +127,11 @@ class Session:
         uris = [self._stack.uris[0], *(self._stack.uris[tilt] for tilt in np.unique(tilts).tolist())]
         return self.background.run(open_layouts_with(self._fetcher, uris))
 
-    def block_bytes(self, regions: Regions) -> int | None:
-        """Look the size of a decoded Blosc block up in a stored chunk that some regions touch."""
-        coroutine = block_bytes(self.loader, regions)
-        size: int | None = finish(coroutine) if self._local else self.background.run(coroutine)
-        return size
+    def typical_table(self, regions: Regions) -> FrameTable | None:
+        """Read the table of a Blosc chunk that some regions touch."""
+        coroutine = typical_table(self.loader, regions)
+        table: FrameTable | None = finish(coroutine) if self._local else self.background.run(coroutine)
+        return table
 
     def close(self) -> None:
         """Close the store, and keep the cache within its bound."""

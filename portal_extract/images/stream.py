@@ -156,7 +156,8 @@ def stream_regions(
 
 
 def _engine_batches(session: Session, regions: Regions, reading: ReadOptions) -> Iterator[PatchBatch]:
-    plan = plan_group(regions, session.block_bytes(regions), reading)
+    table = session.typical_table(regions)
+    plan = plan_group(regions, None if table is None else table.header.block_bytes, reading, table)
     engine = TileEngine(plan, session.loader, session.background)
     engine.start()
     try:

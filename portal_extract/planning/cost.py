@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from portal_extract.images.blosc import FrameTable
 from portal_extract.images.options import ReadOptions
 from portal_extract.images.store import is_local
-from portal_extract.planning.order import Order
+from portal_extract.planning.order import Lists, Order
 from portal_extract.planning.regions import Regions, TileGrid
 
 #: stored bytes per byte of pixels where nothing is known: noise in float32, lz4 after byte shuffle
@@ -16,11 +17,13 @@ USUAL_RATIO = 0.75
 PADDING_RATIO = 1 / 250
 
 
-def whole_units(regions: Regions, grid: TileGrid, order: Order, reading: ReadOptions) -> NDArray[np.bool_]:
+def whole_units(
+    regions: Regions, grid: TileGrid, order: Order, reading: ReadOptions, typical: FrameTable | None = None
+) -> NDArray[np.bool_]:
     """Decide which units of fetching are fetched as whole chunks.
 
-    A chunk is fetched whole if the bytes in it that nobody needs cost less than the request for its
-    header and about one more for a second range.
+    A chunk is fetched whole if the bytes in it that nobody needs cost less than the requests that it saves:
+    one for the header, and those for all ranges but one.
 
     Parameters
     ----------
@@ -28,6 +31,8 @@ def whole_units(regions: Regions, grid: TileGrid, order: Order, reading: ReadOpt
         What is read, in which order.
     reading
         Strategy and cost of a request.
+    typical
+        Table of a chunk of the array, if one is known: how blocks lie in chunks.
 
     Returns
     -------
@@ -50,8 +55,78 @@ def whole_units(regions: Regions, grid: TileGrid, order: Order, reading: ReadOpt
     padding = (grid.tiles_per_chunk - inside) * PADDING_RATIO
     tile_bytes = grid.tile_items * regions.layout.dtype.itemsize
     wasted_bytes = (unneeded + padding) * tile_bytes
-    cheap: NDArray[np.bool_] = comes_once & (wasted_bytes <= 2 * reading.request_cost_bytes)
+    n_ranges, _ = ranges_of_units(order.units, grid, tile_bytes, reading.gap_bytes, typical)
+    cheap: NDArray[np.bool_] = comes_once & (wasted_bytes <= n_ranges * reading.request_cost_bytes)
     return cheap
+
+
+def ranges_of_units(
+    units: Lists, grid: TileGrid, tile_bytes: int, gap_bytes: int, typical: FrameTable | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count the ranges in which the tiles of units are fetched.
+
+    Parameters
+    ----------
+    units, grid
+        Tiles of each unit, all of one chunk.
+    tile_bytes
+        Size of a tile as stored where nothing is compressed.
+    gap_bytes
+        Ranges closer than this are joined.
+    typical
+        Table of a chunk: compressed by several threads, blocks lie in any order. None for one after the
+        other.
+
+    Returns
+    -------
+    n_ranges, gaps
+        ``(U,)`` ranges, and bytes between those that are joined.
+    """
+    inner = units.items % grid.tiles_per_chunk
+    starts, stops = inner * tile_bytes, (inner + 1) * tile_bytes
+    if typical is not None and typical.header.block_bytes == tile_bytes:
+        starts, stops = typical.starts[inner], typical.stops[inner]
+    unit = np.repeat(np.arange(len(units)), units.lengths)
+    ranked = np.lexsort((starts, unit))
+    starts, stops, unit = starts[ranked], stops[ranked], unit[ranked]
+    gaps = starts[1:] - stops[:-1]
+    is_joined = (np.diff(unit) == 0) & (gaps <= gap_bytes)
+    joined = unit[1:][is_joined]
+    between = np.bincount(joined, gaps[is_joined], minlength=len(units)).astype(np.int64)
+    return units.lengths - np.bincount(joined, minlength=len(units)), between
+
+
+def pixels_inside(
+    regions: Regions, chunks: NDArray[np.int64], n_first: int | NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """Count the pixels of chunks that are pixels of the image; the others are padding.
+
+    Parameters
+    ----------
+    regions
+        What is read.
+    chunks
+        ``(n,)`` chunks.
+    n_first
+        Among how many of the first pixels of each chunk they are counted; None for all.
+    """
+    layout = regions.layout
+    (_, rows, columns), extent = layout.chunk_shape, _extents(regions, chunks)
+    n_first = layout.chunk_items if n_first is None else np.minimum(n_first, layout.chunk_items)
+    z, rest = np.divmod(n_first, rows * columns)
+    y, x = np.divmod(rest, columns)
+    n_z, n_y, n_x = extent.T
+    in_row = np.where(y < n_y, np.minimum(x, n_x), 0)
+    in_section = np.where(z < n_z, np.minimum(y, n_y) * n_x + in_row, 0)
+    return np.asarray(np.minimum(z, n_z) * n_y * n_x + in_section)
+
+
+def _extents(regions: Regions, chunks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``(n, 3)`` sections, rows and columns of chunks that are inside the image."""
+    layout = regions.layout
+    z, y, x = np.unravel_index(chunks, regions.grid)
+    position = np.stack([z % layout.grid[0], y, x], axis=1)
+    return np.minimum(layout.chunk_shape, np.array(layout.shape) - position * layout.chunk_shape)
 
 
 def tiles_inside(regions: Regions, grid: TileGrid, chunks: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -64,11 +139,7 @@ def tiles_inside(regions: Regions, grid: TileGrid, chunks: NDArray[np.int64]) ->
     chunks
         ``(n,)`` chunks.
     """
-    layout = regions.layout
-    z, y, x = np.unravel_index(chunks, regions.grid)
-    position = np.stack([z % layout.grid[0], y, x], axis=1)
-    extent = np.minimum(grid.chunk_shape, np.array(layout.shape) - position * grid.chunk_shape)
-    kinds, kind = np.unique(extent, axis=0, return_inverse=True)
+    kinds, kind = np.unique(_extents(regions, chunks), axis=0, return_inverse=True)
     counts = np.array([_tiles_of_box(grid, *map(int, box)) for box in kinds], dtype=np.int64)
     return counts[kind.reshape(-1)]
 

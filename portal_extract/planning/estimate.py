@@ -15,7 +15,12 @@ from portal_extract.images.loader import PROBE_BYTES
 from portal_extract.images.mapped import can_be_mapped, mapped_bytes
 from portal_extract.images.options import MIB, ReadOptions
 from portal_extract.model import ImageStack
-from portal_extract.planning.cost import PADDING_RATIO, USUAL_RATIO, tiles_inside
+from portal_extract.planning.cost import (
+    PADDING_RATIO,
+    USUAL_RATIO,
+    pixels_inside,
+    ranges_of_units,
+)
 from portal_extract.planning.plan import GroupPlan, plan_group
 from portal_extract.planning.regions import Regions, group_regions
 
@@ -89,26 +94,34 @@ class StoredSizes:
 
     Attributes
     ----------
-    block_bytes
-        Size of a decoded Blosc block, or None.
     tables
         Tables of Blosc frames, by position of the chunk along z, y, x.
     """
 
-    block_bytes: int | None = None
     tables: Mapping[tuple[int, int, int], FrameTable] = field(default_factory=dict)
 
-    def ratio(self, layout: ArrayLayout) -> float:
+    @property
+    def typical(self) -> FrameTable | None:
+        """Any of the tables."""
+        return next(iter(self.tables.values()), None)
+
+    @property
+    def block_bytes(self) -> int | None:
+        """Size of a decoded Blosc block, or None."""
+        return None if self.typical is None else self.typical.header.block_bytes
+
+    def ratio(self, plan: GroupPlan) -> float:
         """Tell the stored bytes per byte of pixels inside the image."""
+        layout = plan.regions.layout
         if layout.codec.coding == "raw":
             return 1.0
-        stored = decoded = 0
-        for table in self.tables.values():
-            lengths = table.stops - table.starts
-            filled = lengths > 2 * PADDING_RATIO * table.header.block_bytes
-            stored += int(lengths[filled].sum())
-            decoded += int(np.count_nonzero(filled)) * table.header.block_bytes
-        return stored / decoded if decoded else USUAL_RATIO
+        if not self.tables:
+            return USUAL_RATIO
+        chunks = np.array([np.ravel_multi_index(position, layout.grid) for position in self.tables])
+        pixels, size = pixels_inside(plan.regions, chunks), layout.dtype.itemsize
+        stored = sum(table.header.stored_bytes - table.header.table_bytes for table in self.tables.values())
+        padding = (layout.chunk_items - pixels).sum() * PADDING_RATIO * size
+        return max(float((stored - padding) / (pixels.sum() * size)), PADDING_RATIO)
 
 
 def plan_reading(
@@ -148,7 +161,8 @@ def plan_reading(
         if can_be_mapped(regions):
             parts.append(_mapped(regions))
         else:
-            parts.append(_streamed(plan_group(regions, sizes.block_bytes, reading), sizes, reading))
+            plan = plan_group(regions, sizes.block_bytes, reading, sizes.typical)
+            parts.append(_streamed(plan, sizes, reading))
     return ReadPlan.together(parts)
 
 
@@ -164,34 +178,18 @@ def _mapped(regions: Regions) -> ReadPlan:
 
 
 def _streamed(plan: GroupPlan, sizes: StoredSizes, reading: ReadOptions) -> ReadPlan:
-    regions, grid, order = plan.regions, plan.grid, plan.order
-    layout = regions.layout
-    tile_bytes = grid.tile_items * layout.dtype.itemsize
-    ratio = sizes.ratio(layout)
-    chunks = np.unique(order.unit_chunks)
-    tiles = order.units.items
-    stored = np.full(len(tiles), ratio * tile_bytes)
-    last_tile = tiles % grid.tiles_per_chunk == grid.tiles_per_chunk - 1
-    stored[last_tile] = ratio * tile_bytes * _last_fraction(plan)
+    grid, order, layout = plan.grid, plan.order, plan.regions.layout
+    ratio = sizes.ratio(plan)
+    chunks, chunk_of_unit = np.unique(order.unit_chunks, return_inverse=True)
+    tiles, unit_of_tile = order.units.items, np.repeat(np.arange(len(order.units)), order.units.lengths)
     chunk_bytes = _chunk_bytes(plan, chunks, ratio)
-    n_known = 0
-    for chunk in chunks.tolist():
-        array, position = regions.locate(chunk)
-        table = sizes.tables.get(position) if array is layout else None
-        if table is not None and table.header.block_bytes == tile_bytes:
-            mine = tiles // grid.tiles_per_chunk == chunk
-            inner = tiles[mine] % grid.tiles_per_chunk
-            stored[mine] = (table.stops - table.starts)[inner]
-            chunk_bytes[np.searchsorted(chunks, chunk)] = table.header.stored_bytes
-            n_known += 1
-    unit_of_tile = np.repeat(np.arange(len(order.units)), order.units.lengths)
-    in_blocks = ~plan.whole[unit_of_tile]
-    gap_tiles = reading.gap_bytes // max(tile_bytes, 1) if layout.codec.coding == "raw" else 0
-    n_runs, gaps = _runs(tiles[in_blocks], unit_of_tile[in_blocks], gap_tiles)
-    whole_chunks = order.unit_chunks[plan.whole]
-    fetched = stored[in_blocks].sum() + gaps * tile_bytes
-    fetched += chunk_bytes[np.searchsorted(chunks, whole_chunks)].sum()
-    requests = n_runs + len(whole_chunks)
+    stored = _tile_bytes(plan, tiles, ratio)
+    n_known = _put_known(plan, sizes, chunks, chunk_bytes, stored)
+    tile_bytes = grid.tile_items * layout.dtype.itemsize
+    n_ranges, gaps = ranges_of_units(order.units, grid, tile_bytes, reading.gap_bytes, sizes.typical)
+    fetched = stored[~plan.whole[unit_of_tile]].sum() + gaps[~plan.whole].sum()
+    fetched += chunk_bytes[chunk_of_unit[plan.whole]].sum()
+    requests = int(n_ranges[~plan.whole].sum()) + int(np.count_nonzero(plan.whole))
     if layout.codec.coding == "blosc":
         n_headers = len(np.unique(order.unit_chunks[~plan.whole]))
         table_bytes = HEADER_BYTES + 4 * grid.tiles_per_chunk
@@ -199,10 +197,10 @@ def _streamed(plan: GroupPlan, sizes: StoredSizes, reading: ReadOptions) -> Read
         requests += n_headers + 1 - int(n_headers > 0)
     n_shards = 0
     if layout.shard_shape is not None:
-        n_shards = len({array.object_uri(p) for array, p in map(regions.locate, chunks.tolist())})
+        n_shards = len({array.object_uri(p) for array, p in map(plan.regions.locate, chunks.tolist())})
     is_exact = layout.codec.coding == "raw" or n_known == len(chunks)
     return ReadPlan(
-        views=len(regions.views),
+        views=len(plan.regions.views),
         chunks=len(chunks),
         blocks=len(tiles),
         requests=requests + n_shards,
@@ -215,34 +213,46 @@ def _streamed(plan: GroupPlan, sizes: StoredSizes, reading: ReadOptions) -> Read
     )
 
 
-def _last_fraction(plan: GroupPlan) -> float:
-    """Part of the last tile of a chunk that the chunk fills."""
-    z, y, x = plan.grid.chunk_shape
-    rest = z * y * x - (plan.grid.tiles_per_chunk - 1) * plan.grid.tile_items
-    return rest / plan.grid.tile_items
+def _put_known(
+    plan: GroupPlan,
+    sizes: StoredSizes,
+    chunks: NDArray[np.int64],
+    chunk_bytes: NDArray[np.float64],
+    stored: NDArray[np.float64],
+) -> int:
+    """Put sizes that are known in the place of estimates; tell of how many of the chunks they are known."""
+    grid, layout, tiles = plan.grid, plan.regions.layout, plan.order.units.items
+    n_known = 0
+    for position, table in sizes.tables.items():
+        chunk = int(np.ravel_multi_index(position, layout.grid))
+        if chunk in chunks and table.header.block_bytes == grid.tile_items * layout.dtype.itemsize:
+            mine = tiles // grid.tiles_per_chunk == chunk
+            stored[mine] = (table.stops - table.starts)[tiles[mine] % grid.tiles_per_chunk]
+            chunk_bytes[np.searchsorted(chunks, chunk)] = table.header.stored_bytes
+            n_known += 1
+    return n_known
+
+
+def _tile_bytes(plan: GroupPlan, tiles: NDArray[np.int64], ratio: float) -> NDArray[np.float64]:
+    """Estimate the stored size of tiles: the pixels inside the image, and padding."""
+    grid, layout = plan.grid, plan.regions.layout
+    chunks, inner = np.divmod(tiles, grid.tiles_per_chunk)
+    first, last = inner * grid.tile_items, np.minimum((inner + 1) * grid.tile_items, layout.chunk_items)
+    items, size = (last - first).astype(np.float64), layout.dtype.itemsize
+    if layout.codec.coding == "raw" and not layout.is_mrc:
+        return np.asarray(items * size)
+    pixels = pixels_inside(plan.regions, chunks, last) - pixels_inside(plan.regions, chunks, first)
+    return np.asarray((pixels * ratio + (items - pixels) * (0 if layout.is_mrc else PADDING_RATIO)) * size)
 
 
 def _chunk_bytes(plan: GroupPlan, chunks: NDArray[np.int64], ratio: float) -> NDArray[np.float64]:
-    """Estimate the stored size of chunks: the tiles inside the image, and padding."""
-    grid, layout = plan.grid, plan.regions.layout
-    tile_bytes = grid.tile_items * layout.dtype.itemsize
-    if layout.is_mrc:
-        rows = np.minimum(grid.chunk_shape[1], layout.shape[1] - chunks % grid.grid[1] * grid.chunk_shape[1])
-        return np.asarray(rows * float(layout.shape[2] * layout.dtype.itemsize))
-    if layout.codec.coding == "raw":
-        return np.full(len(chunks), float(layout.chunk_items * layout.dtype.itemsize))
-    inside = tiles_inside(plan.regions, grid, chunks)
-    padding = grid.tiles_per_chunk - inside
-    return np.asarray((inside * ratio + padding * PADDING_RATIO) * tile_bytes)
-
-
-def _runs(tiles: NDArray[np.int64], units: NDArray[np.int64], gap_tiles: int) -> tuple[int, int]:
-    """Count runs of neighbouring tiles within units, and of unneeded tiles between joined ones."""
-    if len(tiles) == 0:
-        return 0, 0
-    gaps = np.diff(tiles) - 1
-    joined = (np.diff(units) == 0) & (gaps <= gap_tiles)
-    return int(np.count_nonzero(~joined)) + 1, int(gaps[joined].sum())
+    """Estimate the stored size of chunks: the pixels inside the image, and padding."""
+    layout = plan.regions.layout
+    items, size = float(layout.chunk_items), layout.dtype.itemsize
+    if layout.codec.coding == "raw" and not layout.is_mrc:
+        return np.full(len(chunks), items * size)
+    pixels = pixels_inside(plan.regions, chunks)
+    return np.asarray((pixels * ratio + (items - pixels) * (0 if layout.is_mrc else PADDING_RATIO)) * size)
 
 
 def _mib(n_bytes: int) -> str:

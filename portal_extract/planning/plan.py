@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portal_extract.errors import ImageFormatError, MemoryBudgetError
+from portal_extract.images.blosc import FrameTable
 from portal_extract.images.layout import ArrayLayout
 from portal_extract.images.options import MIB, ReadOptions
 from portal_extract.images.store import is_local
@@ -66,7 +67,9 @@ class GroupPlan:
         return self.n_slots * self.tile_bytes + self.window_bytes + self.scratch_bytes
 
 
-def plan_group(regions: Regions, block_bytes: int | None, reading: ReadOptions) -> GroupPlan:
+def plan_group(
+    regions: Regions, block_bytes: int | None, reading: ReadOptions, typical: FrameTable | None = None
+) -> GroupPlan:
     """Plan the reading of one group of regions.
 
     Of several orders of work the most convenient one is taken that leaves room for reading ahead: many
@@ -80,6 +83,8 @@ def plan_group(regions: Regions, block_bytes: int | None, reading: ReadOptions) 
         Size of a decoded Blosc block, if the chunks are Blosc frames and one has been looked at.
     reading
         Memory, batches, requests.
+    typical
+        Table of a Blosc chunk, if one has been looked at.
 
     Raises
     ------
@@ -102,7 +107,7 @@ def plan_group(regions: Regions, block_bytes: int | None, reading: ReadOptions) 
         )
         room = _Room(grid, order, layout, reading)
         if room.is_comfortable:
-            return room.plan(regions, room.window_bytes)
+            return room.plan(regions, room.window_bytes, typical)
         if best is None or room.fewest_bytes < best.fewest_bytes:
             best = room
     if best is None or best.fewest_bytes > reading.memory_bytes:
@@ -112,7 +117,7 @@ def plan_group(regions: Regions, block_bytes: int | None, reading: ReadOptions) 
             "are allowed; allow more"
         )
     spare = reading.memory_bytes - best.fewest_bytes
-    return best.plan(regions, min(best.window_bytes, best.largest_bytes + spare))
+    return best.plan(regions, min(best.window_bytes, best.largest_bytes + spare), typical)
 
 
 class _Room:
@@ -138,7 +143,7 @@ class _Room:
         is_small = len(self._order.batches) == 1 or longest <= max(room // 8, self._tile_bytes)
         return is_small and self._order.peak_tiles * self._tile_bytes <= COMFORT * room
 
-    def plan(self, regions: Regions, window_bytes: int) -> GroupPlan:
+    def plan(self, regions: Regions, window_bytes: int, typical: FrameTable | None) -> GroupPlan:
         """Share the memory out."""
         order, memory_bytes = self._order, self._reading.memory_bytes
         room = (memory_bytes - window_bytes - self._scratch_bytes) // self._tile_bytes
@@ -146,7 +151,7 @@ class _Room:
         item_bytes = regions.layout.dtype.itemsize
         ahead = order.peak_tiles + 5 * window_bytes // (4 * item_bytes * self._grid.tile_items)
         n_slots = max(order.peak_tiles, min(room, ahead, len(order.units.items)))
-        whole = whole_units(regions, self._grid, order, self._reading)
+        whole = whole_units(regions, self._grid, order, self._reading, typical)
         held_bytes = _held_bytes(regions.layout, self._grid, order)
         return GroupPlan(
             regions, self._grid, order, n_slots, window_bytes, self._scratch_bytes, held_bytes, whole
