@@ -12,7 +12,7 @@ import numpy as np
 Coding = Literal["raw", "blosc", "pipeline"]
 
 MRC_SUFFIXES = (".mrc", ".mrcs", ".st", ".ali", ".rec", ".map", ".preali")
-RAW_TILE_BYTES = 128 << 10
+RAW_TILE_BYTES = 32 << 10
 MRC_CHUNK_BYTES = 4 << 20
 PIPELINE_TILE_BYTES = 512 << 10
 
