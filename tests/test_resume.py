@@ -374,6 +374,24 @@ def spill_everything():
     return lambda views, options, run, workers: (0, memory_shares(views, options, run, workers)[1])
 
 
+def test_only_what_is_missing_needs_room(project, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    extract(project, STACKS, "out", ONE)
+    expected = results(Path("out"))
+    log = Path("out/.journal", LOG)
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:3]))
+    stack = next(Path("out").rglob("*.mrcs")).stat().st_size
+    for n_free, is_enough in ((4 * stack, False), (6 * stack, True)):
+        usage = type("Usage", (), {"free": n_free})
+        monkeypatch.setattr("portal_extract.extraction.survey.shutil.disk_usage", lambda path, u=usage: u)
+        if is_enough:
+            extract(project, STACKS, "out", ONE)
+        else:
+            with pytest.raises(OutputError, match="GB are free; choose another"):
+                extract(project, STACKS, "out", ONE)
+    assert_same(Path("out"), expected)
+
+
 def test_a_limit_of_the_file_size(project, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))

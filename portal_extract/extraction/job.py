@@ -18,6 +18,7 @@ from portal_extract.extraction.summary import ExtractionSummary, peak_memory_byt
 from portal_extract.extraction.sums import write_sums
 from portal_extract.extraction.survey import (
     outside_warnings,
+    refuse_full,
     refuse_hopeless,
     result_bytes,
     survey_project,
@@ -31,7 +32,7 @@ from portal_extract.relion_io.extraction_star import ExtractedParticles, write_e
 from portal_extract.relion_io.paths import output_prefix
 from portal_extract.relion_io.project_star import OPTIMISATION_SET_FILE
 from portal_extract.running.events import Note, Observer, StageAdvanced, StageFinished, StageStarted, ignore
-from portal_extract.running.folder import hold_output, write_report
+from portal_extract.running.folder import has_journal, hold_output, write_report
 from portal_extract.running.guard import Guard
 from portal_extract.running.identity import project_identity
 from portal_extract.running.journal import Journal
@@ -132,7 +133,9 @@ def extract(
     if options.stack_layout == "tomogram":
         check_image_table(project)
     survey = survey_project(project, options)
-    refuse_hopeless(survey, result_bytes(survey, options), output_dir)
+    needed = result_bytes(survey, options)
+    # where results are there already, only what is missing needs room; that is known when the folder is held
+    refuse_hopeless(survey, 0 if has_journal(output_dir) else needed, output_dir)
     for sentence in outside_warnings(survey):
         observer(Note(sentence, "warning"))
     place = find_place(run, client, observer)
@@ -140,7 +143,7 @@ def extract(
     with hold_output(output_dir, RESULTS, overwrite=run.overwrite):
         journal = Journal(output_dir)
         finished = journal.begin(project_identity(project, options))
-        job = _Job(project, options, output_dir, names, place, observer, journal)
+        job = _Job(project, options, output_dir, names, place, observer, journal, needed)
         observer(StageStarted("extract", sum(s.n_views for s in survey), "views"))
         results, failures = job.run(finished)
         if failures and (run.on_error == "stop" or not results):
@@ -175,15 +178,19 @@ class _Job:
     place: Place
     observer: Observer
     journal: Journal
+    needed_bytes: int
 
     def run(self, finished: Sequence[UnitResult]) -> tuple[list[UnitResult], list[UnitFailure]]:
         """Run what is not finished; give the results of everything, and what failed."""
         project, options = self.project, self.options
         results = still_there(project, options, self.output_dir, self.names, finished, self.journal)
+        n_views = sum(result.n_views for result in results)
+        n_done = sum(len(result.particles) for result in results)
         if results:
-            n_done = sum(len(result.particles) for result in results)
             self.observer(Note(f"{self.output_dir}: {n_done} particles are done from an earlier run"))
-            self.observer(StageAdvanced("extract", sum(result.n_views for result in results)))
+            self.observer(StageAdvanced("extract", n_views))
+
+        refuse_full(self.needed_bytes - written_bytes(options, n_done, n_views), self.output_dir)
 
         def done(result: UnitResult) -> None:
             self.journal.record(result)

@@ -122,10 +122,21 @@ def refuse_hopeless(survey: Sequence[SeriesSurvey], needed_bytes: int, output_di
         told = "; ".join(f"{n} {reason}" for reason, n in reasons.items()) or "the particle table is empty"
         places = [s.diagnosis for s in survey if s.diagnosis][:3]
         raise IneligibleError(". ".join([f"No particle is left to extract: {told}", *places]))
+    refuse_full(needed_bytes, output_dir)
+
+
+def refuse_full(needed_bytes: int, output_dir: Path) -> None:
+    """Raise if the disk has no room for results.
+
+    Raises
+    ------
+    OutputError
+        Not enough free space.
+    """
     folder = next(p for p in [output_dir.absolute(), *output_dir.absolute().parents] if p.exists())
     free = shutil.disk_usage(folder).free
     if needed_bytes > free:
         raise OutputError(
-            f"{output_dir}: the results need {needed_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; "
+            f"{output_dir}: the results need {needed_bytes / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; "
             "choose another --output-dir, a larger --bin, a smaller --crop-size or --float16"
         )

@@ -44,7 +44,7 @@ def hold_output(output_dir: Path, results: tuple[str, ...], *, overwrite: bool) 
     journal = output_dir / JOURNAL
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        known = (journal / IDENTITY).is_file()
+        known = has_journal(output_dir)
         found = [name for name in results if (output_dir / name).exists()]
         if found and not known and not overwrite:
             raise OutputError(
@@ -78,6 +78,11 @@ def hold_output(output_dir: Path, results: tuple[str, ...], *, overwrite: bool) 
             with suppress(OSError):
                 _sweep(output_dir, results)
             raise
+
+
+def has_journal(output_dir: Path) -> bool:
+    """Tell whether a folder holds a run of this program, finished or not."""
+    return (output_dir / JOURNAL / IDENTITY).is_file()
 
 
 def _empty(output_dir: Path, results: tuple[str, ...]) -> None:
