@@ -205,7 +205,8 @@ def test_few_units_are_handed_out_at_a_time_and_requests_stay_bounded(two, tmp_p
     place = find_place(run, two, ignore)
     assert run_units(tasks(), place, guarded(tmp_path), ignore, finished) == []
     assert sorted(done) == list(range(40))
-    assert max(ahead) <= 3
+    # three are with the scheduler, and as many may have come back together
+    assert max(ahead) <= 6
     notes = [json.loads((tmp_path / f"{n}.json").read_text()) for n in range(40)]
     assert {note[3] for note in notes} == {2}
     assert {note[4] for note in notes} == {1000}
