@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -314,11 +315,15 @@ def test_plan_is_a_dry_run_with_a_bandwidth(folder, capfd):
     assert run("plan", "local", *ARGUMENTS, *BOX, "--json", "--bandwidth", "1kB") == 0
     plan = json.loads(capfd.readouterr().out)
     assert plan.pop("fetch_seconds") == pytest.approx(dry["reading"]["fetched_bytes"] / 1000)
+    seconds = [one.pop("fetch_seconds") for one in plan["tilt_series"]]
+    assert seconds == [one["reading"]["fetched_bytes"] / 1000 for one in dry["tilt_series"]]
     assert plan.pop("output_dir") is None
     del dry["output_dir"]
     assert plan == dry
     assert run("plan", "local", *ARGUMENTS, *BOX, "--bandwidth", "1kB") == 0
-    assert "  fetching takes " in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "  fetching takes " in said
+    assert re.search(r"Memory +Time\n", said)
     assert sorted(path.name for path in Path().iterdir()) == [
         "images",
         "particles.star",

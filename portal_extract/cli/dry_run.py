@@ -56,7 +56,7 @@ def show_dry_run(
         content = {"dry_run": True, "output_dir": output_dir, **found.to_dict(bandwidth), **(extra or {})}
         click.echo(json.dumps(content, indent=1))
     elif not quiet:
-        for line in forecast_table(found):
+        for line in forecast_table(found, bandwidth):
             click.echo(line)
         click.echo()
         for line in forecast_lines(found, run, output_dir, bandwidth):
@@ -69,11 +69,14 @@ _HEADINGS = (
 _WIDTH = 100
 
 
-def forecast_table(found: Forecast) -> list[str]:
+def forecast_table(found: Forecast, bandwidth: int | None = None) -> list[str]:
     """Tabulate the tilt series and the total; names have lines of their own where they make it too wide."""
-    rows: list[tuple[str, Sequence[str]]] = [(one.survey.name, _cells(one)) for one in found.series]
-    rows.append((f"Total: {len(found.series)} tilt series", _cells(found)))
-    widths = [max(map(len, column)) for column in zip(_HEADINGS, *(cells for _, cells in rows), strict=True)]
+    headings = _HEADINGS if bandwidth is None else (*_HEADINGS, "Time")
+    rows: list[tuple[str, Sequence[str]]] = [
+        (one.survey.name, _cells(one, bandwidth)) for one in found.series
+    ]
+    rows.append((f"Total: {len(found.series)} tilt series", _cells(found, bandwidth)))
+    widths = [max(map(len, column)) for column in zip(headings, *(cells for _, cells in rows), strict=True)]
     longest = max(len(name) for name, _ in rows)
     in_line = longest + sum(widths) + 2 * len(widths) <= _WIDTH
 
@@ -83,27 +86,29 @@ def forecast_table(found: Forecast) -> list[str]:
             return [f"{name:{longest}}  {numbers}"]
         return [name, f"  {numbers}"] if name else [f"  {numbers}"]
 
-    return [line for name, cells in [("", _HEADINGS), *rows] for line in lines(name, cells)]
+    return [line for name, cells in [("", headings), *rows] for line in lines(name, cells)]
 
 
-def _cells(one: SeriesForecast | Forecast) -> list[str]:
+def _cells(one: SeriesForecast | Forecast, bandwidth: int | None) -> list[str]:
     reading = one.reading
-    cost = ["-"] * 6
+    cost, took = ["-"] * 6, "-"
     if reading is not None:
         sizes = (reading.fetched_bytes, reading.chunk_bytes, reading.total_bytes)
-        cost = [str(reading.chunks), str(reading.blocks), str(reading.requests)]
-        cost += [_size(reading, n_bytes) for n_bytes in sizes]
+        cost = [str(reading.chunks), str(reading.blocks), _about(reading, str(reading.requests))]
+        cost += [_about(reading, human_bytes(n_bytes)) for n_bytes in sizes]
+        took = "" if bandwidth is None else _about(reading, human_seconds(reading.seconds(bandwidth)))
     return [
         f"{one.n_extracted} of {one.n_particles}",
         str(one.n_views),
         *cost,
         human_bytes(one.bytes_written),
         human_bytes(one.memory_bytes),
+        *([] if bandwidth is None else [took]),
     ]
 
 
-def _size(reading: ReadPlan, n_bytes: int) -> str:
-    return ("~" if reading.is_estimate else "") + human_bytes(n_bytes)
+def _about(reading: ReadPlan, text: str) -> str:
+    return f"~{text}" if reading.is_estimate else text
 
 
 def forecast_lines(
@@ -111,21 +116,24 @@ def forecast_lines(
 ) -> list[str]:
     """Write a forecast as text, without the table."""
     reading = found.reading
+    sizes = (reading.fetched_bytes, reading.chunk_bytes, reading.total_bytes)
+    fetched, chunks, everything = (_about(reading, human_bytes(n_bytes)) for n_bytes in sizes)
+    requests = _about(reading, str(reading.requests))
     lines = [f"Would extract {found.n_extracted} of {found.n_particles} particles ({found.n_views} images)"]
     by_series = {one.name: {k: len(v) for k, v in one.skipped.items()} for one in found.surveys}
     lines += skipped_lines(found.skipped, by_series)
     lines += [
-        f"  fetch {_size(reading, reading.fetched_bytes)} in {reading.requests} requests, where whole chunks are "
-        f"{_size(reading, reading.chunk_bytes)} and a full download is {_size(reading, reading.total_bytes)}",
+        f"  fetch {fetched} in {requests} requests, where whole chunks are {chunks} and a full download is "
+        f"{everything}",
         f"  write {human_bytes(found.bytes_written)}" + ("" if output_dir is None else f" to {output_dir}"),
         f"  hold {human_bytes(found.memory_bytes)} in memory of the {human_bytes(run.memory_bytes)} of --memory, and "
         "the program itself",
     ]
     if bandwidth is not None:
-        took = human_seconds(reading.seconds(bandwidth))
+        took = _about(reading, human_seconds(reading.seconds(bandwidth)))
         lines.append(f"  fetching takes {took} at {human_bytes(bandwidth)}/s")
     if reading.is_estimate:
-        lines.append("  ~ sizes are estimated from the table of one chunk of each array")
+        lines.append("  ~ is estimated from the table of one chunk of each array")
     if output_dir is not None and (Path(output_dir) / "particles.star").exists() and not run.overwrite:
         lines.append(
             f"  {output_dir} holds results: the same run is completed, another one needs --overwrite"

@@ -80,8 +80,8 @@ class SeriesForecast:
         """Images that would be cut."""
         return self.survey.n_views
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values, for JSON."""
+    def to_dict(self, bandwidth: float | None = None) -> dict[str, Any]:
+        """Everything as plain values, for JSON; see :meth:`Forecast.to_dict`."""
         return {
             "name": self.survey.name,
             "particles": self.n_particles,
@@ -91,6 +91,7 @@ class SeriesForecast:
             "bytes_written": self.bytes_written,
             "memory_bytes": self.memory_bytes,
             "reading": None if self.reading is None else asdict(self.reading),
+            **_seconds(self.reading, bandwidth),
         }
 
 
@@ -156,7 +157,6 @@ class Forecast:
         bandwidth
             Bytes per second; adds the time that fetching takes.
         """
-        seconds = {} if bandwidth is None else {"fetch_seconds": self.reading.seconds(bandwidth)}
         return {
             "particles": self.n_particles,
             "extracted": self.n_extracted,
@@ -165,9 +165,15 @@ class Forecast:
             "bytes_written": self.bytes_written,
             "memory_bytes": self.memory_bytes,
             "reading": asdict(self.reading),
-            **seconds,
-            "tilt_series": [one.to_dict() for one in self.series],
+            **_seconds(self.reading, bandwidth),
+            "tilt_series": [one.to_dict(bandwidth) for one in self.series],
         }
+
+
+def _seconds(reading: ReadPlan | None, bandwidth: float | None) -> dict[str, float]:
+    if reading is None or bandwidth is None:
+        return {}
+    return {"fetch_seconds": reading.seconds(bandwidth)}
 
 
 def forecast(

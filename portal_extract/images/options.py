@@ -52,6 +52,8 @@ class ReadOptions:
         Most bytes kept in ``cache_dir``.
     in_order
         Hand batches out in the order of the plan, however late one of them is; where sums depend on it.
+    process_bytes
+        Memory of the whole process, of which ``memory_bytes`` is the reader's share; None if that is all.
     """
 
     memory_bytes: int = GIB
@@ -71,6 +73,7 @@ class ReadOptions:
     cache_dir: str | None = None
     cache_bytes: int = 20 * GIB
     in_order: bool = False
+    process_bytes: int | None = None
 
     @classmethod
     def of_run(
@@ -100,6 +103,7 @@ class ReadOptions:
             cache_dir=run.cache_dir,
             cache_bytes=run.cache_bytes,
             in_order=in_order,
+            process_bytes=run.memory_bytes,
         )
 
     @property

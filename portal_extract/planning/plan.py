@@ -111,13 +111,19 @@ def plan_group(
         if best is None or room.fewest_bytes < best.fewest_bytes:
             best = room
     if best is None or best.fewest_bytes > reading.memory_bytes:
-        needed = math.ceil(best.fewest_bytes / MIB) if best else 0
-        raise MemoryBudgetError(
-            f"{layout.uri}: reading needs {needed} MiB of memory where {reading.memory_bytes // MIB} MiB "
-            "are allowed; allow more"
-        )
+        raise MemoryBudgetError(_too_little(layout, best.fewest_bytes if best else 0, reading))
     spare = reading.memory_bytes - best.fewest_bytes
     return best.plan(regions, min(best.window_bytes, best.largest_bytes + spare), typical)
+
+
+def _too_little(layout: ArrayLayout, needed_bytes: int, reading: ReadOptions) -> str:
+    needed, allowed = math.ceil(needed_bytes / MIB), reading.memory_bytes // MIB
+    advice = "allow more"
+    if reading.process_bytes is not None:
+        # the reader's share grows at least as the whole does
+        enough = math.ceil(needed_bytes / reading.memory_bytes * reading.process_bytes / MIB)
+        advice = f"raise --memory to {enough}MiB, or use fewer --workers"
+    return f"{layout.uri}: reading needs {needed} MiB of memory where {allowed} MiB are allowed; {advice}"
 
 
 class _Room:
