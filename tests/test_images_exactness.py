@@ -160,6 +160,15 @@ def test_zarr_format_3(
         assert_equal_to_zarr(path, array, ReadOptions())
 
 
+def test_chunks_of_one_block_after_missing_ones(tmp_path: Path) -> None:
+    """The chunks that are looked at for the size of blocks are missing: tiles are smaller than blocks."""
+    pixels = make_pixels((4, 40, 20), "float32")
+    write_zarr2(tmp_path / "a.zarr", pixels, (2, 10, 20), numcodecs.Blosc())
+    for key in ("0/0/0", "1/0/0"):
+        (tmp_path / "a.zarr" / "0" / key).unlink()
+    assert_equal_to_zarr(tmp_path / "a.zarr", zarr.open_array(tmp_path / "a.zarr/0"), ReadOptions())
+
+
 def test_filters_of_format_2(tmp_path: Path) -> None:
     pixels = make_pixels((3, 20, 30), "int16")
     filters = [numcodecs.Delta(dtype="<i2"), numcodecs.Shuffle(elementsize=2)]

@@ -119,7 +119,7 @@ class TileTarget:
 
     def tiles_are_blocks(self, table: FrameTable) -> bool:
         """Whether each tile is one block of a frame."""
-        return table.header.block_bytes == self.tile_bytes or table.header.n_blocks == 1
+        return table.header.block_bytes == self.tile_bytes
 
 
 def coalesce(starts: Ints, stops: Ints, gap_bytes: int) -> list[tuple[int, int]]:
