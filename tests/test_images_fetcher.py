@@ -16,6 +16,8 @@ from portal_extract.running.events import BytesRead
 class Scripted:
     """Answers attempt after attempt as told; the last answer repeats."""
 
+    tells_progress = True
+
     def __init__(self, *answers: Body | Exception | float) -> None:
         self.answers = answers
         self.attempts = 0
@@ -28,6 +30,7 @@ class Scripted:
         stop: int | None = None,
         etag: str | None = None,
         progress: Progress | None = None,
+        unless: str | None = None,
     ) -> Body:
         answer = self.answers[min(self.attempts, len(self.answers) - 1)]
         self.attempts += 1
@@ -95,6 +98,57 @@ def test_a_second_copy_of_a_stalled_request_wins() -> None:
     assert fetch(store, reading).data == b"good"
     assert store.attempts == 2
     assert store.active == 0
+
+
+def test_second_copies_keep_to_the_limit() -> None:
+    async def run(in_flight: int) -> tuple[Scripted, list[Body]]:
+        # the first stalls, and all others are quick
+        store = Scripted(60.0, *[0.02] * 30)
+        reading = ReadOptions(hedge_after_s=0.05, requests_in_flight=in_flight, deadline_s=0.6)
+        fetcher = Fetcher(store, reading)
+        bodies = await asyncio.gather(*(fetcher.get("uri", 0, 4) for _ in range(20)), return_exceptions=True)
+        assert fetcher.limit._active == fetcher._hedges == 0
+        return store, bodies
+
+    store, bodies = asyncio.run(run(2))
+    assert all(isinstance(body, Body) for body in bodies)
+    assert store.most_active == 2
+    assert store.attempts == 21
+    # there is no room for a second copy of the only request
+    store, bodies = asyncio.run(run(1))
+    assert isinstance(bodies[0], ChunkReadError)
+    assert store.most_active == 1
+
+
+def test_a_request_that_goes_on_needs_no_second_copy() -> None:
+    class Pausing(Scripted):
+        async def get(self, uri, start=0, stop=None, etag=None, progress=None, unless=None):
+            self.attempts += 1
+            for number in range(5):
+                await asyncio.sleep(0.12 if self.attempts == 1 and number == 0 else 0.03)
+                progress.advance(1)
+            return GOOD
+
+    async def run() -> int:
+        store = Pausing()
+        fetcher = Fetcher(store, ReadOptions(hedge_after_s=0.08, requests_in_flight=2))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fetcher.get("uri", 0, 4))
+            turn = fetcher.limit.turn()  # someone else, who is done when the stalled request goes on
+            group.create_task(fetcher.get("uri", 0, 4))
+            await asyncio.sleep(0.14)
+            fetcher.limit.give_up(turn)
+        assert fetcher.limit._active == fetcher._hedges == 0
+        return store.attempts
+
+    assert asyncio.run(run()) == 2
+
+
+def test_a_store_that_tells_no_progress_gets_no_second_copies() -> None:
+    store = Scripted(0.2, GOOD)
+    store.tells_progress = False
+    assert fetch(store, ReadOptions(hedge_after_s=0.02)).data == b"late"
+    assert store.attempts == 1
 
 
 def test_when_both_copies_fail_the_attempt_fails() -> None:

@@ -203,7 +203,8 @@ def forecast(
     """
     options.check()
     run = run or RunOptions()
-    run = replace(run, workers=n_workers(run))
+    at_once = min(_SERIES_IN_FLIGHT, run.requests_in_flight)
+    run = replace(run, workers=n_workers(run), requests_in_flight=run.requests_in_flight // at_once)
     stack_paths(project, STACK_SUFFIX if options.mode == "stack2d" else VOLUME_SUFFIX)
     found = {t: find_views(project, t, options) for t, p in enumerate(project.particles_of) if len(p)}
     surveys = {t: survey_series(project, t, views, options) for t, views in found.items()}
@@ -220,7 +221,7 @@ def forecast(
         survey = surveys[t]
         return SeriesForecast(survey, written_bytes(options, survey.n_kept, survey.n_views), memory, reading)
 
-    with ThreadPoolExecutor(_SERIES_IN_FLIGHT) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         series = tuple(pool.map(plan, found))
     observer(StageFinished(STAGE))
     return Forecast(series)

@@ -1,4 +1,4 @@
-"""Stored blocks kept on a local disk, so that a second extraction fetches only what is new.
+"""Stored blocks and tables kept on a local disk, so that a second extraction fetches only what is new.
 
 A block is kept under the address of its object, the version of the object (its ETag) and its place in it:
 an object that has changed is fetched again. Each file carries a checksum; it appears whole or not at all,
@@ -69,14 +69,16 @@ class BlockCache:
         bytes or None
             None if they are not there; damaged ones are removed.
         """
-        path = self._path(uri, etag, start, stop)
+        return self._read(self._path(uri, etag, start, stop), stop - start)
+
+    def _read(self, path: Path, n_bytes: int | None) -> bytes | None:
         try:
             data = path.read_bytes()
             os.utime(path)
         except OSError:
             return None
         content = data[_FRONT_BYTES:]
-        if len(content) == stop - start and data[:_FRONT_BYTES] == _front(content):
+        if n_bytes in (None, len(content)) and data[:_FRONT_BYTES] == _front(content):
             return content
         with contextlib.suppress(OSError):
             path.unlink()
@@ -84,7 +86,9 @@ class BlockCache:
 
     def put(self, uri: str, etag: str, start: int, content: bytes | memoryview) -> None:
         """Keep bytes of an object; see :meth:`get`. A full or failing disk is no error."""
-        path = self._path(uri, etag, start, start + len(content))
+        self._write(self._path(uri, etag, start, start + len(content)), content)
+
+    def _write(self, path: Path, content: bytes | memoryview) -> None:
         temporary = None
         try:
             path.parent.mkdir(exist_ok=True)
@@ -105,6 +109,41 @@ class BlockCache:
                 self._unchecked_bytes = 0
         if is_due:
             self.trim()
+
+    def get_table(self, uri: str, start: int) -> tuple[str, bytes] | None:
+        """Look the table of a Blosc chunk up.
+
+        Parameters
+        ----------
+        uri, start
+            The object, and the first byte of the chunk in it.
+
+        Returns
+        -------
+        tuple or None
+            Version of the object that it is of, and header and table; None if they are not there.
+        """
+        content = self._read(self._table_path(uri, start), None)
+        if content is None:
+            return None
+        etag, _, table = content.partition(b"\n")
+        return etag.decode(), table
+
+    def put_table(self, uri: str, start: int, etag: str, table: bytes | memoryview) -> None:
+        """Keep the table of a Blosc chunk, in the place of one of another version."""
+        self._write(self._table_path(uri, start), b"".join((etag.encode(), b"\n", table)))
+
+    def drop_table(self, uri: str, start: int) -> None:
+        """Drop the table of a Blosc chunk."""
+        with contextlib.suppress(OSError):
+            self._table_path(uri, start).unlink()
+
+    def holds(self, uri: str, etag: str, start: int, stop: int) -> bool:
+        """Whether there are bytes of an object, as far as that can be told without reading them."""
+        try:
+            return self._path(uri, etag, start, stop).stat().st_size == _FRONT_BYTES + stop - start
+        except OSError:
+            return False
 
     def trim(self) -> None:
         """Drop what was used longest ago if there is too much; one process at a time."""
@@ -139,7 +178,13 @@ class BlockCache:
                     yield about.st_mtime, about.st_size, entry.path
 
     def _path(self, uri: str, etag: str, start: int, stop: int) -> Path:
-        name = hashlib.sha256(f"{uri}\n{etag}\n{start}-{stop}".encode()).hexdigest()
+        return self._named(f"{uri}\n{etag}\n{start}-{stop}")
+
+    def _table_path(self, uri: str, start: int) -> Path:
+        return self._named(f"{uri}\n{start}")
+
+    def _named(self, key: str) -> Path:
+        name = hashlib.sha256(key.encode()).hexdigest()
         return self._folder / name[:2] / name[2:]
 
 

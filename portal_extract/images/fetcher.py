@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +14,9 @@ from portal_extract.errors import ChunkReadError
 from portal_extract.images.options import ReadOptions
 from portal_extract.images.store import AttemptError, Body, Progress, Store
 from portal_extract.running.events import BytesRead, Observer, ignore
+
+Attempt = Callable[..., Coroutine[Any, Any, Body]]
+"""Makes one attempt to fetch something; takes the ``progress`` to tell."""
 
 LASTING_ATTEMPTS = 3
 SLOWEST_BYTES_PER_S = 8192.0
@@ -41,20 +45,45 @@ class RequestLimit:
         return max(1, int(self._allowed))
 
     async def __aenter__(self) -> None:
-        if self._active < self.allowed and not self._waiting:
-            self._active += 1
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        turn = self.turn()
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                await self.__aexit__()
+            self.give_up(turn)
             raise
 
     async def __aexit__(self, *_: object) -> None:
+        self.leave()
+
+    def turn(self, *, is_urgent: bool = False) -> asyncio.Future[None]:
+        """Line up; the future is done when the request may be made, and then :meth:`leave` is due.
+
+        Parameters
+        ----------
+        is_urgent
+            Go before all others that wait.
+        """
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if is_urgent:
+            self._waiting.appendleft(turn)
+        else:
+            self._waiting.append(turn)
+        self._admit()
+        return turn
+
+    def give_up(self, turn: asyncio.Future[None]) -> None:
+        """Leave the line, or the place that has just been given."""
+        if turn.done() and not turn.cancelled():
+            self.leave()
+        else:
+            turn.cancel()
+
+    def leave(self) -> None:
+        """End a request; the next in line is admitted."""
         self._active -= 1
+        self._admit()
+
+    def _admit(self) -> None:
         while self._waiting and self._active < self.allowed:
             turn = self._waiting.popleft()
             if not turn.done():
@@ -106,12 +135,13 @@ class Fetcher:
         etag: str | None = None,
         *,
         may_be_shorter: bool = False,
+        unless: str | None = None,
     ) -> Body:
         """Fetch a range of an object.
 
         Parameters
         ----------
-        uri, start, stop, etag
+        uri, start, stop, etag, unless
             See :class:`portal_extract.images.store.Store`.
         may_be_shorter
             The object may end before ``stop``.
@@ -126,12 +156,13 @@ class Fetcher:
         reading, loop = self._reading, asyncio.get_running_loop()
         patience = Patience(loop.time, reading.deadline_s)
         shown = None if stop is None or start < 0 else (start, stop)
+        make_attempt = partial(self.store.get, uri, start, stop, etag, unless=unless)
         attempt = 0
         while True:
             attempt += 1
             try:
                 async with self.limit, patience:
-                    body = await self._hedged(uri, start, stop, etag, patience)
+                    body = await self._hedged(make_attempt, patience)
                 _check_length(body, start, stop, may_be_shorter)
             except AttemptError as error:
                 self._observer(BytesRead(0, 1, int(attempt > 1)))
@@ -154,35 +185,55 @@ class Fetcher:
         longest = min(self._reading.backoff_limit_s, self._reading.backoff_s * 2.0 ** (attempt - 1))
         return longest * random.uniform(0.6, 1.4)
 
-    async def _hedged(
-        self, uri: str, start: int, stop: int | None, etag: str | None, patience: Patience
-    ) -> Body:
+    async def _hedged(self, attempt: Attempt, patience: Patience) -> Body:
         """Make an attempt, and a second one beside it if the first stalls; the first to end wins."""
         loop = asyncio.get_running_loop()
         progress = Progress(loop.time, patience.extend)
+        first = loop.create_task(attempt(progress=progress))
         wait_s = self._reading.hedge_after_s
-        if wait_s is None:
-            return await self.store.get(uri, start, stop, etag, progress)
-        tasks: set[asyncio.Task[Body]] = {loop.create_task(self.store.get(uri, start, stop, etag, progress))}
-        is_hedged = False
+        if wait_s is None or not self.store.tells_progress:
+            return await first
+
+        second: asyncio.Task[Body] | None = None
+        turn: asyncio.Future[None] | None = None
         try:
             while True:
-                left_s = None if is_hedged else max(progress.last_s + wait_s - loop.time(), 0.01)
-                done, tasks = await asyncio.wait(tasks, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-                won = [task for task in done if task.exception() is None]
+                copies = [task for task in (first, second) if task is not None]
+                awaited: set[asyncio.Future[Any]] = {*copies}
+                if turn is not None and second is None:
+                    awaited.add(turn)
+                left_s = max(progress.last_s + wait_s - loop.time(), 0.01) if turn is None else None
+                await asyncio.wait(awaited, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+                won = [task for task in copies if task.done() and task.exception() is None]
                 if won:
                     return won[0].result()
-                if done and not tasks:
-                    return done.pop().result()
-                stalls = not done and loop.time() - progress.last_s >= wait_s
-                if stalls and self._hedges < max(1, self.limit.allowed // 4):
-                    is_hedged = True
-                    self._hedges += 1
-                    other = Progress(loop.time, patience.extend)
-                    tasks.add(loop.create_task(self.store.get(uri, start, stop, etag, other)))
+                if all(task.done() for task in copies):
+                    return first.result()
+                stalls = loop.time() - progress.last_s >= wait_s
+                if turn is None:
+                    turn = self._second_turn() if stalls else None
+                elif second is None and turn.done():
+                    if stalls:
+                        other = Progress(loop.time, patience.extend)
+                        second = loop.create_task(attempt(progress=other))
+                    else:
+                        self._give_up(turn)
+                        turn = None
         finally:
-            self._hedges -= int(is_hedged)
-            await _cancel(tasks)
+            await _cancel([task for task in (first, second) if task is not None])
+            if turn is not None:
+                self._give_up(turn)
+
+    def _second_turn(self) -> asyncio.Future[None] | None:
+        """Line up for a second copy of a request, before requests that have not begun; few may."""
+        if self._hedges >= max(1, self.limit.allowed // 4):
+            return None
+        self._hedges += 1
+        return self.limit.turn(is_urgent=True)
+
+    def _give_up(self, turn: asyncio.Future[None]) -> None:
+        self._hedges -= 1
+        self.limit.give_up(turn)
 
 
 class Patience:
@@ -235,7 +286,7 @@ class Patience:
             raise AttemptError("no complete answer in time") from None
 
 
-async def _cancel(tasks: set[asyncio.Task[Any]]) -> None:
+async def _cancel(tasks: list[asyncio.Task[Body]]) -> None:
     unfinished = [task for task in tasks if not task.done()]
     for task in unfinished:
         task.cancel()
@@ -244,7 +295,7 @@ async def _cancel(tasks: set[asyncio.Task[Any]]) -> None:
 
 
 def _check_length(body: Body, start: int, stop: int | None, may_be_shorter: bool) -> None:
-    if start < 0 or stop is None:
+    if start < 0 or stop is None or body.is_unchanged:
         return
     if len(body.part(start, stop)) == stop - start:
         return

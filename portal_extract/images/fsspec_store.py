@@ -24,6 +24,8 @@ class FsspecStore:
         Time limits.
     """
 
+    tells_progress = False
+
     def __init__(self, scheme: str, storage: Mapping[str, Any], reading: ReadOptions) -> None:
         import fsspec
 
@@ -37,7 +39,7 @@ class FsspecStore:
                 {
                     "connect_timeout": reading.connect_timeout_s,
                     "read_timeout": reading.stall_timeout_s,
-                    "max_pool_connections": 2 * reading.requests_in_flight,
+                    "max_pool_connections": reading.requests_in_flight,
                     "retries": {"max_attempts": 1},
                 },
             )
@@ -64,6 +66,7 @@ class FsspecStore:
         stop: int | None = None,
         etag: str | None = None,
         progress: Progress | None = None,
+        unless: str | None = None,
     ) -> Body:
         """Fetch a range of an object; see :class:`portal_extract.images.store.Store`."""
         first = start or None

@@ -48,14 +48,15 @@ class HttpStore:
         Time limits and number of connections.
     """
 
+    tells_progress = True
+
     def __init__(self, storage: Mapping[str, Any], reading: ReadOptions) -> None:
         nested = storage.get("client_kwargs") or {}
         self._endpoint = storage.get("endpoint_url") or nested.get("endpoint_url")
         self._region = storage.get("region") or nested.get("region_name") or DEFAULT_REGION
         self._proxies: dict[str, str | None] = {}
         self._largest_whole = max(reading.memory_bytes // 4, 64 * MIB)
-        # room for second copies of stalled requests beside those in flight
-        connector = aiohttp.TCPConnector(limit=2 * reading.requests_in_flight, ttl_dns_cache=300)
+        connector = aiohttp.TCPConnector(limit=reading.requests_in_flight, ttl_dns_cache=300)
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=reading.connect_timeout_s, sock_read=reading.stall_timeout_s
         )
@@ -74,6 +75,7 @@ class HttpStore:
         stop: int | None = None,
         etag: str | None = None,
         progress: Progress | None = None,
+        unless: str | None = None,
     ) -> Body:
         """Fetch a range of an object; see :class:`portal_extract.images.store.Store`."""
         headers = {}
@@ -82,9 +84,13 @@ class HttpStore:
             headers["Range"] = f"bytes={start}" if start < 0 else f"bytes={start}-{last}"
         if etag is not None:
             headers["If-Match"] = etag
+        if unless is not None:
+            headers["If-None-Match"] = unless
         url = self._url(uri)
         try:
             async with self._session.get(url, headers=headers, proxy=self._proxy(url)) as response:
+                if unless is not None and response.status == 304:
+                    return Body(b"", start, etag=unless, is_unchanged=True)
                 self._check_status(uri, response)
                 return await self._read(uri, response, start, stop, progress)
         except aiohttp.ClientConnectorDNSError as error:

@@ -63,7 +63,7 @@ def inspect_stack(
         sizes = {}
         for regions in group_regions(stack, layouts, boxes.tilt, boxes.origin_px, size):
             session.typical_table(regions)
-            uri, frames = regions.layout.uri, session.loader.frames.values()
+            uri, frames = regions.layout.uri, session.loader.frames.known.values()
             tables = {frame.position: frame.table for frame in frames if frame.layout.uri == uri}
             sizes[uri] = StoredSizes(tables)
         return StoredStack(layouts, sizes)

@@ -204,4 +204,5 @@ def read_layouts(uris: Sequence[str], storage: Mapping[str, Any]) -> dict[str, A
     from portal_extract.images.options import ReadOptions
     from portal_extract.images.running import run_alone
 
-    return run_alone(lambda: open_layouts(uris, storage, ReadOptions()))
+    # up to 16 tilt series are looked at at a time: 32 requests in all
+    return run_alone(lambda: open_layouts(uris, storage, ReadOptions(requests_in_flight=2)))

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portal_extract.errors import ChunkReadError, NotFoundError
-from portal_extract.images.blosc import HEADER_BYTES, FrameError, FrameTable, parse_header, parse_table
+from portal_extract.images.blosc import FrameError, FrameTable, parse_header, parse_table
 from portal_extract.images.cache import BlockCache
 from portal_extract.images.decoding import TileTarget, coalesce
+from portal_extract.images.frames import FrameTables, Position, Segment
 from portal_extract.images.layout import ArrayLayout
 from portal_extract.images.options import ReadOptions
 from portal_extract.images.shards import ShardIndex, read_shard_index
@@ -23,52 +24,8 @@ from portal_extract.images.source import ByteSource
 from portal_extract.images.store import MissingObjectError
 
 DECODE_ATTEMPTS = 3
-PROBE_BYTES = 4096
 
-Position = tuple[int, int, int]
 Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Where a chunk is: an object, or a part of one.
-
-    Attributes
-    ----------
-    uri
-        Address of the object.
-    start, stop
-        First byte of the chunk, and the byte after its last; None for the end of the object.
-    """
-
-    uri: str
-    start: int = 0
-    stop: int | None = None
-
-    @property
-    def n_bytes(self) -> int | None:
-        """Size of the stored chunk, if known beforehand."""
-        return None if self.stop is None else self.stop - self.start
-
-
-@dataclass(frozen=True)
-class KnownFrame:
-    """What is known of a stored Blosc chunk.
-
-    Attributes
-    ----------
-    layout, position
-        The array, and the position of the chunk in it.
-    table
-        Where its blocks are.
-    etag
-        Version of the object.
-    """
-
-    layout: ArrayLayout
-    position: Position
-    table: FrameTable
-    etag: str | None
 
 
 @dataclass(frozen=True)
@@ -117,7 +74,7 @@ class UnitLoader:
     versions
         Versions of MRC files, by address.
     frames
-        Tables of Blosc frames met so far, by address.
+        Tables of Blosc frames.
     shards
         Tables of shards met so far, by address.
     """
@@ -128,9 +85,13 @@ class UnitLoader:
     is_waiting: bool
     cache: BlockCache | None = None
     versions: dict[str, str] = field(default_factory=dict)
-    frames: dict[tuple[str, int], KnownFrame] = field(default_factory=dict)
+    frames: FrameTables = field(init=False)
     shards: dict[str, ShardIndex | None] = field(default_factory=dict)
     _locks: dict[object, asyncio.Lock] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Give the tables the same source and cache."""
+        self.frames = FrameTables(self.source, self.cache)
 
     async def load(self, layout: ArrayLayout, position: Position, target: TileTarget, *, whole: bool) -> None:
         """Fetch and decode some tiles of a chunk.
@@ -169,7 +130,7 @@ class UnitLoader:
                 return
             except FrameError as error:
                 if segment is not None:
-                    self.frames.pop((segment.uri, segment.start), None)
+                    self.frames.forget(segment)
                 if attempt == DECODE_ATTEMPTS:
                     uri = segment.uri if segment is not None else layout.object_uri(position)
                     raise ChunkReadError(uri, attempt, str(error)) from error
@@ -206,32 +167,37 @@ class UnitLoader:
     async def _load_blosc(
         self, layout: ArrayLayout, position: Position, segment: Segment, target: TileTarget, whole: bool
     ) -> None:
-        known = self.frames.get((segment.uri, segment.start))
+        known = self.frames.get(segment)
         wants_blocks = self.reading.strategy != "chunks" and (known is not None or self.cache is not None)
         if whole and not wants_blocks:
             await self._load_frame(layout, segment, target)
             return
+        frame = None
         if known is None:
             async with self._alone((segment.uri, segment.start)):
-                known = self.frames.get((segment.uri, segment.start))
+                known = self.frames.get(segment)
                 if known is None:
-                    known, frame = await self.read_table(layout, position, segment)
+                    known, frame = await self.frames.read(layout, position, segment)
                     # of a local file it is read again: kept among the buffers of the decoder, which come from
                     # the same heap in the same thread, tables would keep these from being used again
                     if self.is_waiting:
-                        self.remember(segment, known)
-                    if frame is not None:  # a small object, or a store that does not serve ranges
-                        await self._place_frame(known.table, frame, target)
-                        return
+                        self.frames.remember(segment, known)
         table = known.table
         if not target.tiles_are_blocks(table):
-            await self._load_frame(layout, segment, target)
+            if frame is None:
+                await self._load_frame(layout, segment, target)
+            else:
+                await self.decode(target.place_frame, frame)
             return
         ranked = np.argsort(table.starts[target.tiles], kind="stable")
         in_file = TileTarget(layout, target.arena, target.tiles[ranked], target.slots[ranked])
         starts, stops = table.starts[in_file.tiles], table.stops[in_file.tiles]
         pieces = Pieces(segment, known.etag, starts, stops)
-        await self._load_pieces(pieces, partial(in_file.place_blocks, table))
+        place = partial(in_file.place_blocks, table)
+        if frame is None:
+            await self._load_pieces(pieces, place)
+        else:  # a small object, or a store that does not serve ranges
+            await self.decode(self._place_fetched, pieces, place, frame, 0, np.arange(len(starts)))
 
     async def _load_pieces(self, pieces: Pieces, place: Place) -> None:
         """Fetch pieces of a chunk that are not in the cache, neighbours together, and place them all."""
@@ -290,56 +256,6 @@ class UnitLoader:
             await self.decode(target.place_blocks, table, data, 0, np.arange(len(target.tiles)))
         else:
             await self.decode(target.place_frame, data)
-
-    async def read_table(
-        self, layout: ArrayLayout, position: Position, segment: Segment
-    ) -> tuple[KnownFrame, memoryview | None]:
-        """Fetch the header and the table of a Blosc chunk.
-
-        Parameters
-        ----------
-        layout, position, segment
-            The array, the position of the chunk in it, and where the chunk is stored.
-
-        Returns
-        -------
-        known
-            What they say.
-        frame
-            The whole frame, if it has come along.
-
-        Raises
-        ------
-        FrameError
-            They make no sense.
-        MissingObjectError
-            The chunk is not stored.
-        """
-        expected = layout.chunk_items * layout.dtype.itemsize
-        guess = self._table_guess(expected)
-        stop = segment.start + guess if segment.stop is None else min(segment.start + guess, segment.stop)
-        body = await self.source.get(segment.uri, segment.start, stop, may_be_shorter=True)
-        data = body.part(segment.start, stop)
-        size = body.total if segment.stop is None else segment.n_bytes
-        header = parse_header(data, expected, size)
-        if header.table_bytes > len(data):
-            stop = segment.start + header.table_bytes
-            body = await self.source.get(segment.uri, segment.start, stop, body.etag)
-            data = body.part(segment.start, stop)
-        known = KnownFrame(layout, position, parse_table(data, header), body.etag)
-        frame = body.part(segment.start, segment.start + header.stored_bytes)
-        return known, frame if len(frame) == header.stored_bytes else None
-
-    def remember(self, segment: Segment, known: KnownFrame) -> None:
-        """Keep what is known of a stored Blosc chunk."""
-        self.frames[segment.uri, segment.start] = known
-
-    def _table_guess(self, expected: int) -> int:
-        """Bytes to ask for: the table of the frame met before, or a little more than most have."""
-        if not self.frames:
-            return PROBE_BYTES
-        block_bytes = next(iter(self.frames.values())).table.header.block_bytes
-        return HEADER_BYTES + 4 * (-(-expected // block_bytes))
 
     def _alone(self, key: object) -> contextlib.AbstractAsyncContextManager[Any]:
         """Let one task at a time fetch a table that several need."""

@@ -44,7 +44,8 @@ class ReadOptions:
         Longest time for one object or range, all attempts and pauses together; more where bytes do
         arrive, slowly.
     hedge_after_s
-        A second copy of a request is sent when no byte arrives for this long; None for never.
+        A second copy of a request is sent when no byte arrives for this long, as one of those in flight,
+        where the store tells of arriving bytes; None for never.
     cache_dir
         Folder for stored blocks that were fetched over a network (of Blosc chunks, and rows of MRC files),
         or None for no cache.

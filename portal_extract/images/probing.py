@@ -44,8 +44,8 @@ async def typical_table(loader: UnitLoader, regions: Regions) -> FrameTable | No
         try:
             segment = await loader.segment(array, position)
             if segment is not None:
-                known, _ = await loader.read_table(array, position, segment)
-                loader.remember(segment, known)
+                known, _ = await loader.frames.read(array, position, segment)
+                loader.frames.remember(segment, known)
                 return known.table
         except (MissingObjectError, FrameError):
             continue  # met again, and reported, when the chunk itself is loaded

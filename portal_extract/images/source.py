@@ -20,6 +20,7 @@ class ByteSource(Protocol):
         etag: str | None = None,
         *,
         may_be_shorter: bool = False,
+        unless: str | None = None,
     ) -> Body:
         """Fetch a range of an object."""
         ...
@@ -46,6 +47,7 @@ class LocalSource:
         etag: str | None = None,
         *,
         may_be_shorter: bool = False,
+        unless: str | None = None,
     ) -> Body:
         """Read a range of a file; see :class:`ByteSource`."""
         try:

@@ -29,12 +29,15 @@ class Body:
         Size of the object, if known.
     etag
         Mark of this version of the object, if the store tells one.
+    is_unchanged
+        The object is still of the version that was named; there are no bytes.
     """
 
     data: bytes | bytearray
     start: int = 0
     total: int | None = None
     etag: str | None = None
+    is_unchanged: bool = False
 
     def part(self, start: int, stop: int | None) -> memoryview:
         """Take the bytes of a range of the object; shorter where the body ends before it."""
@@ -89,7 +92,15 @@ class Progress:
 
 
 class Store(Protocol):
-    """One attempt to fetch bytes."""
+    """One attempt to fetch bytes.
+
+    Attributes
+    ----------
+    tells_progress
+        Whether arriving bytes are told, so that a request that stalls can be told from a slow one.
+    """
+
+    tells_progress: bool
 
     async def get(
         self,
@@ -98,6 +109,7 @@ class Store(Protocol):
         stop: int | None = None,
         etag: str | None = None,
         progress: Progress | None = None,
+        unless: str | None = None,
     ) -> Body:
         """Fetch a range of an object.
 
@@ -111,6 +123,8 @@ class Store(Protocol):
             Version of the object that is wanted, if any in particular.
         progress
             Told of arriving bytes, where the store can.
+        unless
+            Version of the object that is known already: if it is still the one, no bytes are wanted.
 
         Raises
         ------
@@ -131,6 +145,8 @@ class Store(Protocol):
 class LocalStore:
     """Files on a local or mounted disk."""
 
+    tells_progress = False
+
     async def get(
         self,
         uri: str,
@@ -138,6 +154,7 @@ class LocalStore:
         stop: int | None = None,
         etag: str | None = None,
         progress: Progress | None = None,
+        unless: str | None = None,
     ) -> Body:
         """Fetch a range of a file; see :class:`Store`."""
         return self.read(uri, start, stop)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from portal_extract.images.blosc import HEADER_BYTES, FrameTable
 from portal_extract.images.boxes import Boxes
+from portal_extract.images.frames import PROBE_BYTES
 from portal_extract.images.layout import ArrayLayout
-from portal_extract.images.loader import PROBE_BYTES
 from portal_extract.images.mapped import can_be_mapped, mapped_bytes
 from portal_extract.images.options import MIB, ReadOptions
 from portal_extract.model import ImageStack

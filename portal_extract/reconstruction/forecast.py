@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from portal_extract.model import Project
@@ -110,14 +110,16 @@ def forecast_reconstruction(
         from portal_extract.planning.estimate import ReadPlan
 
         observer(StageStarted(_STAGE, len(survey.parts), "tilt series"))
+        at_once = min(_SERIES_IN_FLIGHT, run.requests_in_flight)
+        reading_of_one = replace(survey.budget.reading, requests_in_flight=run.requests_in_flight // at_once)
 
         def plan(part: Part) -> ReadPlan:
             views = part_views(part, options)
-            found = plan_stream(views.series.image_stack, views.boxes, survey.budget.reading, observer)
+            found = plan_stream(views.series.image_stack, views.boxes, reading_of_one, observer)
             observer(StageAdvanced(_STAGE, 1))
             return found
 
-        with ThreadPoolExecutor(_SERIES_IN_FLIGHT) as pool:
+        with ThreadPoolExecutor(at_once) as pool:
             reading = ReadPlan.together(list(pool.map(plan, survey.parts)))
         observer(StageFinished(_STAGE))
     return ReconstructForecast(
