@@ -7,9 +7,12 @@ import os
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import zarr
+import zarr.codecs
 from images_support import blosc, cut_fast, cut_slowly, make_pixels, random_boxes, stack_of, write_zarr2
 
 from portal_extract.demo.object_server import ObjectServer
@@ -77,6 +80,36 @@ def test_an_object_that_has_changed_is_fetched_again(store: Path, pixels: np.nda
         else:
             write_zarr2(store / "s3" / "bucket" / name, changed, (256, 128, 128), blosc(block_bytes=1024))
         assert np.array_equal(cut_fast(stack, boxes, reading), cut_slowly(changed, boxes))
+
+
+CODINGS: dict[str, Any] = {
+    "blosc": {"compressors": zarr.codecs.BloscCodec(cname="zstd")},
+    "gzip": {"compressors": zarr.codecs.GzipCodec()},
+    "none": {"compressors": None},
+    "sharded": {"compressors": zarr.codecs.ZstdCodec(), "shards": (4, 256, 256)},
+    "sharded blosc": {"compressors": zarr.codecs.BloscCodec(), "shards": (4, 256, 256)},
+}
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_every_coding_is_cached_and_checked(tmp_path: Path, pixels: np.ndarray, coding: str) -> None:
+    def write(content: np.ndarray) -> None:
+        shape = {"shape": SHAPE, "chunks": (2, 64, 64), "dtype": "f4", "overwrite": True}
+        zarr.create_array(tmp_path / "s3" / "bucket" / "b.zarr", **shape, **CODINGS[coding])[:] = content
+
+    write(pixels)
+    boxes = random_boxes(SHAPE, 40, 24)
+    reading = ReadOptions(cache_dir=str(tmp_path / "cache"))
+    with ObjectServer(tmp_path / "s3") as server:
+        stack = stack_of("s3://bucket/b.zarr", SHAPE, endpoint_url=server.url)
+        for round_ in range(2):
+            assert np.array_equal(cut_fast(stack, boxes, reading), cut_slowly(pixels, boxes))
+            sent = sum(e.body_bytes for e in server.log.entries if "/c/" in e.path)
+            assert (sent > 100_000) == (round_ == 0)
+            assert (sent > 0) == (round_ == 0)
+            server.log.clear()
+        write(pixels + 1)
+        assert np.array_equal(cut_fast(stack, boxes, reading), cut_slowly(pixels + 1, boxes))
 
 
 def test_damaged_blocks_are_fetched_again(store: Path, pixels: np.ndarray) -> None:

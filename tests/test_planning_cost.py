@@ -15,7 +15,7 @@ from portal_extract.images.decoding import coalesce
 from portal_extract.images.inspection import plan_stream
 from portal_extract.images.layout import ArrayLayout, ChunkCodec
 from portal_extract.images.options import ReadOptions
-from portal_extract.planning.cost import pixels_inside, ranges_of_units, whole_units
+from portal_extract.planning.cost import block_places, pixels_inside, ranges_of_units, whole_units
 from portal_extract.planning.order import Lists, order_regions
 from portal_extract.planning.regions import Regions, TileGrid
 
@@ -68,7 +68,7 @@ def test_ranges_are_those_that_are_fetched(sizes: list[int], order: list[int], d
     lists = Lists(np.cumsum([0, *map(len, tiles)]), np.concatenate(tiles))
     grid = TileGrid((1, 256 * len(units)), (1, 1, 256), (1, 1, len(units)), 32)
     for known in (typical, None):
-        n_ranges, gaps = ranges_of_units(lists, grid, 128, gap_bytes, known)
+        n_ranges, gaps = ranges_of_units(lists.lengths, *block_places(lists, grid, 128, known), gap_bytes)
         starts = typical.starts if known else 128 * np.arange(8)
         stops = typical.stops if known else 128 * np.arange(1, 9)
         for chunk, unit in enumerate(units):

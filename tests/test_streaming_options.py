@@ -133,6 +133,27 @@ def test_the_plan_is_what_is_fetched(server: ObjectServer, capfd, kind: str, mor
     assert len(parts) == pytest.approx(found["requests"], rel=0 if kind == "mrc" else 0.15)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_fetched_before_is_planned_exactly(server: ObjectServer, capfd, kind: str) -> None:
+    cache, larger = ["--cache-dir", "cache"], ["--box-size", "40", "--gap", "0"]
+    assert plan(kind, server.url, capfd, *cache)["reading"]["is_estimate"] == (kind != "mrc")
+    fetched(server)
+    assert extract(kind, server.url, *cache) == 0
+    first = sum(fetched(server).values())
+    for more, is_new in (([], False), (larger, True), (larger, False)):
+        found = plan(kind, server.url, capfd, *cache, *more)["reading"]
+        # larger boxes touch small chunks that were not looked at before
+        assert found["is_estimate"] == (is_new and kind == "new")
+        assert (found["fetched_bytes"] > 0) == is_new
+        assert found["fetched_bytes"] < 0.6 * first
+        fetched(server)
+        assert extract(kind, server.url, *cache, *more, "--overwrite") == 0
+        parts = fetched(server)
+        inexact = 0.25 if found["is_estimate"] else 0
+        assert sum(parts.values()) == pytest.approx(found["fetched_bytes"], rel=inexact)
+        assert len(parts) == pytest.approx(found["requests"], rel=inexact)
+
+
 def test_what_is_left_out_costs_nothing(server: ObjectServer, world: Path, tmp_path: Path) -> None:
     def sections() -> set[int]:
         return {int(path.split("/0/")[1].split("/")[0]) for path, _ in fetched(server)}

@@ -1,8 +1,10 @@
 """Stored blocks and tables kept on a local disk, so that a second extraction fetches only what is new.
 
 A block is kept under the address of its object, the version of the object (its ETag) and its place in it:
-an object that has changed is fetched again. Each file carries a checksum; it appears whole or not at all,
-so that processes may share a folder. What was used longest ago is dropped first.
+an object that has changed is fetched again. Tables, and chunks that decode only as a whole, are kept with the
+version they are of; whoever takes them asks the store whether it is still the one. Each file carries a
+checksum; it appears whole or not at all, so that processes may share a folder. What was used longest ago is
+dropped first.
 """
 
 from __future__ import annotations
@@ -110,40 +112,44 @@ class BlockCache:
         if is_due:
             self.trim()
 
-    def get_table(self, uri: str, start: int) -> tuple[str, bytes] | None:
-        """Look the table of a Blosc chunk up.
+    def recall(self, uri: str, start: int) -> tuple[str, bytes] | None:
+        """Look up what was kept of an object together with its version.
 
         Parameters
         ----------
         uri, start
-            The object, and the first byte of the chunk in it.
+            The object, and the first byte in it; negative from its end.
 
         Returns
         -------
         tuple or None
-            Version of the object that it is of, and header and table; None if they are not there.
+            Version of the object, and the bytes; None if they are not there.
         """
-        content = self._read(self._table_path(uri, start), None)
+        content = self._read(self._versioned_path(uri, start), None)
         if content is None:
             return None
-        etag, _, table = content.partition(b"\n")
-        return etag.decode(), table
+        etag, _, kept = content.partition(b"\n")
+        return etag.decode(), kept
 
-    def put_table(self, uri: str, start: int, etag: str, table: bytes | memoryview) -> None:
-        """Keep the table of a Blosc chunk, in the place of one of another version."""
-        self._write(self._table_path(uri, start), b"".join((etag.encode(), b"\n", table)))
+    def keep(self, uri: str, start: int, etag: str, content: bytes | memoryview) -> None:
+        """Keep bytes of an object, in the place of those of another version; see :meth:`recall`."""
+        self._write(self._versioned_path(uri, start), b"".join((etag.encode(), b"\n", content)))
 
-    def drop_table(self, uri: str, start: int) -> None:
-        """Drop the table of a Blosc chunk."""
+    def forget(self, uri: str, start: int) -> None:
+        """Drop what :meth:`keep` has kept."""
         with contextlib.suppress(OSError):
-            self._table_path(uri, start).unlink()
+            self._versioned_path(uri, start).unlink()
 
     def holds(self, uri: str, etag: str, start: int, stop: int) -> bool:
-        """Whether there are bytes of an object, as far as that can be told without reading them."""
+        """Whether :meth:`get` will find something, as far as that can be told without reading it."""
         try:
             return self._path(uri, etag, start, stop).stat().st_size == _FRONT_BYTES + stop - start
         except OSError:
             return False
+
+    def remembers(self, uri: str, start: int) -> bool:
+        """Whether :meth:`recall` will find something, as far as that can be told without reading it."""
+        return self._versioned_path(uri, start).exists()
 
     def trim(self) -> None:
         """Drop what was used longest ago if there is too much; one process at a time."""
@@ -180,7 +186,7 @@ class BlockCache:
     def _path(self, uri: str, etag: str, start: int, stop: int) -> Path:
         return self._named(f"{uri}\n{etag}\n{start}-{stop}")
 
-    def _table_path(self, uri: str, start: int) -> Path:
+    def _versioned_path(self, uri: str, start: int) -> Path:
         return self._named(f"{uri}\n{start}")
 
     def _named(self, key: str) -> Path:

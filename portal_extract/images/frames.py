@@ -96,7 +96,7 @@ class FrameTables:
         """Drop a table that has led astray, from the cache too."""
         self.known.pop((segment.uri, segment.start), None)
         if self.cache is not None:
-            self.cache.drop_table(segment.uri, segment.start)
+            self.cache.forget(segment.uri, segment.start)
 
     async def read(
         self, layout: ArrayLayout, position: Position, segment: Segment
@@ -123,7 +123,7 @@ class FrameTables:
             The chunk is not stored.
         """
         expected = layout.chunk_items * layout.dtype.itemsize
-        kept = self.kept(layout, position, segment)
+        kept = None if self.cache is None else kept_frame(self.cache, layout, position, segment)
         guess = self._guess(expected) if kept is None else kept.table.header.table_bytes
         stop = segment.start + guess if segment.stop is None else min(segment.start + guess, segment.stop)
         body = await self.source.get(
@@ -139,21 +139,9 @@ class FrameTables:
             data = body.part(segment.start, stop)
         known = KnownFrame(layout, position, parse_table(data, header), body.etag)
         if self.cache is not None and body.etag is not None:
-            self.cache.put_table(segment.uri, segment.start, body.etag, data[: header.table_bytes])
+            self.cache.keep(segment.uri, segment.start, body.etag, data[: header.table_bytes])
         frame = body.part(segment.start, segment.start + header.stored_bytes)
         return known, frame if len(frame) == header.stored_bytes else None
-
-    def kept(self, layout: ArrayLayout, position: Position, segment: Segment) -> KnownFrame | None:
-        """Look a table up in the cache; the store may have another by now."""
-        found = None if self.cache is None else self.cache.get_table(segment.uri, segment.start)
-        if found is None:
-            return None
-        etag, data = found
-        try:
-            header = parse_header(data, layout.chunk_items * layout.dtype.itemsize, segment.n_bytes)
-            return KnownFrame(layout, position, parse_table(data, header), etag)
-        except FrameError:  # of an array that has another shape now
-            return None
 
     def _guess(self, expected: int) -> int:
         """Bytes to ask for: the table of the frame met before, or a little more than most have."""
@@ -161,3 +149,26 @@ class FrameTables:
             return PROBE_BYTES
         block_bytes = next(iter(self.known.values())).table.header.block_bytes
         return HEADER_BYTES + 4 * (-(-expected // block_bytes))
+
+
+def kept_frame(
+    cache: BlockCache, layout: ArrayLayout, position: Position, segment: Segment
+) -> KnownFrame | None:
+    """Look the table of a chunk up in a cache; the store may have another by now.
+
+    Parameters
+    ----------
+    cache
+        Keeps tables.
+    layout, position, segment
+        The array, the position of the chunk in it, and where the chunk is stored.
+    """
+    found = cache.recall(segment.uri, segment.start)
+    if found is None:
+        return None
+    etag, data = found
+    try:
+        header = parse_header(data, layout.chunk_items * layout.dtype.itemsize, segment.n_bytes)
+        return KnownFrame(layout, position, parse_table(data, header), etag)
+    except FrameError:  # of an array that has another shape now
+        return None

@@ -9,8 +9,9 @@ from portal_extract.images.layout import ArrayLayout
 from portal_extract.images.options import ReadOptions
 from portal_extract.images.session import open_session
 from portal_extract.model import ImageStack
-from portal_extract.planning.estimate import ReadPlan, StoredSizes, plan_reading
+from portal_extract.planning.estimate import ReadPlan, plan_reading
 from portal_extract.planning.regions import group_regions
+from portal_extract.planning.stored import StoredSizes
 from portal_extract.running.events import Observer, ignore
 
 
@@ -23,11 +24,11 @@ class StoredStack:
     layouts
         By address.
     sizes
-        Stored sizes met so far, by address of the array.
+        Stored sizes met so far, and the cache.
     """
 
     layouts: dict[str, ArrayLayout]
-    sizes: dict[str, StoredSizes]
+    sizes: StoredSizes
 
 
 def plan_stream(
@@ -57,13 +58,11 @@ def inspect_stack(
     """Read layouts, and the table of one chunk that the boxes touch; see :func:`plan_stream`."""
     size = (boxes.side_px, boxes.side_px)
     if len(boxes) == 0:
-        return StoredStack({}, {})
+        return StoredStack({}, StoredSizes())
     with open_session(stack, reading, observer) as session:
         layouts = session.open(boxes.tilt)
-        sizes = {}
         for regions in group_regions(stack, layouts, boxes.tilt, boxes.origin_px, size):
             session.typical_table(regions)
-            uri, frames = regions.layout.uri, session.loader.frames.known.values()
-            tables = {frame.position: frame.table for frame in frames if frame.layout.uri == uri}
-            sizes[uri] = StoredSizes(tables)
-        return StoredStack(layouts, sizes)
+        loader = session.loader
+        frames = {(frame.layout.uri, frame.position): frame for frame in loader.frames.known.values()}
+        return StoredStack(layouts, StoredSizes(frames, loader.cache, loader.versions))

@@ -19,7 +19,7 @@ from portal_extract.images.decoding import TileTarget, coalesce
 from portal_extract.images.frames import FrameTables, Position, Segment
 from portal_extract.images.layout import ArrayLayout
 from portal_extract.images.options import ReadOptions
-from portal_extract.images.shards import ShardIndex, read_shard_index
+from portal_extract.images.shards import ShardIndex, index_place, read_shard_index
 from portal_extract.images.source import ByteSource
 from portal_extract.images.store import MissingObjectError
 
@@ -121,21 +121,29 @@ class UnitLoader:
                 elif layout.codec.coding == "blosc":
                     await self._load_blosc(layout, position, segment, target, whole)
                 else:
-                    body = await self.source.get(segment.uri, segment.start, segment.stop)
-                    await self.decode(target.place_chunk, body.part(segment.start, segment.stop))
+                    await self.decode(target.place_chunk, await self._whole(segment))
             except MissingObjectError:
                 if layout.is_mrc:
                     raise NotFoundError(f"{layout.uri} does not exist any more") from None
                 await self.decode(target.fill)
                 return
             except FrameError as error:
-                if segment is not None:
-                    self.frames.forget(segment)
+                self._forget(layout, position, segment)
                 if attempt == DECODE_ATTEMPTS:
                     uri = segment.uri if segment is not None else layout.object_uri(position)
                     raise ChunkReadError(uri, attempt, str(error)) from error
             else:
                 return
+
+    def _forget(self, layout: ArrayLayout, position: Position, segment: Segment | None) -> None:
+        """Drop the tables that have led to something that does not decode."""
+        if segment is not None:
+            self.frames.forget(segment)
+        if layout.shard_shape is not None:
+            uri = layout.object_uri(position)
+            self.shards.pop(uri, None)
+            if self.cache is not None:
+                self.cache.forget(uri, index_place(layout)[1])
 
     async def segment(self, layout: ArrayLayout, position: Position) -> Segment | None:
         """Where a chunk is stored, or None if it is not."""
@@ -146,7 +154,7 @@ class UnitLoader:
             return Segment(uri)
         async with self._alone(uri):
             if uri not in self.shards:
-                self.shards[uri] = await read_shard_index(self.source, layout, uri)
+                self.shards[uri] = await read_shard_index(self.source, layout, uri, self.cache)
         index = self.shards[uri]
         part = None if index is None else index.part(layout, position)
         return None if part is None else Segment(uri, *part)
@@ -161,8 +169,34 @@ class UnitLoader:
         starts = target.tiles * target.tile_bytes
         stops = np.minimum(starts + target.tile_bytes, size)
         object_bytes = size if not layout.is_mrc and segment.stop is None else None
-        pieces = Pieces(segment, self.versions.get(segment.uri), starts, stops, object_bytes)
+        etag = self.versions.get(segment.uri)
+        if self.cache is not None and not layout.is_mrc:
+            etag = await self._version(segment, self.cache)
+        pieces = Pieces(segment, etag, starts, stops, object_bytes)
         await self._load_pieces(pieces, target.place_bytes)
+
+    async def _version(self, segment: Segment, cache: BlockCache) -> str | None:
+        """Tell the version of an object, with one request for a byte of it or for none."""
+        kept = cache.recall(segment.uri, segment.start)
+        body = await self.source.get(
+            segment.uri, segment.start, segment.start + 1, unless=None if kept is None else kept[0]
+        )
+        if not body.is_unchanged and body.etag is not None:
+            cache.keep(segment.uri, segment.start, body.etag, b"")
+        return body.etag
+
+    async def _whole(self, segment: Segment) -> bytes | memoryview:
+        """Fetch a chunk that decodes only as a whole, unless the one in the cache is still good."""
+        kept = None if self.cache is None else self.cache.recall(segment.uri, segment.start)
+        body = await self.source.get(
+            segment.uri, segment.start, segment.stop, unless=None if kept is None else kept[0]
+        )
+        if kept is not None and body.is_unchanged:
+            return kept[1]
+        data = body.part(segment.start, segment.stop)
+        if self.cache is not None and body.etag is not None:
+            await self.decode(self.cache.keep, segment.uri, segment.start, body.etag, data)
+        return data
 
     async def _load_blosc(
         self, layout: ArrayLayout, position: Position, segment: Segment, target: TileTarget, whole: bool

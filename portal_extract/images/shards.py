@@ -13,6 +13,7 @@ from portal_extract.images.layout import ArrayLayout
 from portal_extract.images.store import MissingObjectError
 
 if TYPE_CHECKING:
+    from portal_extract.images.cache import BlockCache
     from portal_extract.images.source import ByteSource
 
 _MISSING = np.uint64(2**64 - 1)
@@ -43,7 +44,22 @@ class ShardIndex:
         return int(start), int(start) + int(size)
 
 
-async def read_shard_index(source: ByteSource, layout: ArrayLayout, uri: str) -> ShardIndex | None:
+def _chunks_of_shard(layout: ArrayLayout) -> tuple[int, int, int]:
+    assert layout.shard_shape is not None
+    z, y, x = (s // c for s, c in zip(layout.shard_shape, layout.chunk_shape, strict=True))
+    return z, y, x
+
+
+def index_place(layout: ArrayLayout) -> tuple[int, int]:
+    """Size of the table of a shard, and its first byte: negative from the end of the object."""
+    z, y, x = _chunks_of_shard(layout)
+    size = 16 * z * y * x + (_CHECKSUM_BYTES if layout.index_has_checksum else 0)
+    return size, -size if layout.index_at_end else 0
+
+
+async def read_shard_index(
+    source: ByteSource, layout: ArrayLayout, uri: str, cache: BlockCache | None = None
+) -> ShardIndex | None:
     """Fetch the table of a shard, or None if the shard is not stored.
 
     Parameters
@@ -54,30 +70,44 @@ async def read_shard_index(source: ByteSource, layout: ArrayLayout, uri: str) ->
         Of the array.
     uri
         Address of the shard.
+    cache
+        Keeps tables on a local disk, or None.
 
     Raises
     ------
     FrameError
         The table is cut short, fails its checksum, or points outside the object.
     """
-    assert layout.shard_shape is not None
-    z, y, x = (s // c for s, c in zip(layout.shard_shape, layout.chunk_shape, strict=True))
-    size = 16 * z * y * x + (_CHECKSUM_BYTES if layout.index_has_checksum else 0)
+    z, y, x = _chunks_of_shard(layout)
+    size, start = index_place(layout)
+    stop = None if layout.index_at_end else size
+    kept = None if cache is None else cache.recall(uri, start)
     try:
-        body = await (source.get(uri, -size) if layout.index_at_end else source.get(uri, 0, size))
+        body = await source.get(uri, start, stop, unless=None if kept is None else kept[0])
     except MissingObjectError:
         return None
-    data = bytes(body.data[-size:] if layout.index_at_end else body.part(0, size))
+    if kept is not None and body.is_unchanged:
+        data, limit = kept[1], 2**62
+    else:
+        data = bytes(body.data[start:] if layout.index_at_end else body.part(0, size))
+        limit = min(body.total, 2**62) if body.total is not None else 2**62
     if len(data) != size:
         raise FrameError(f"the table of the shard is cut short after {len(data)} bytes")
+    entries = _entries(layout, data, limit).reshape(z, y, x, 2)
+    if cache is not None and body.etag is not None and not body.is_unchanged:
+        cache.keep(uri, start, body.etag, data)
+    return ShardIndex(entries, body.etag)
+
+
+def _entries(layout: ArrayLayout, data: bytes, limit: int) -> NDArray[np.uint64]:
+    """Read ``(chunks, 2)`` offsets and sizes from a table, and check them."""
     if layout.index_has_checksum:
         data = _checked(data)
-    entries = np.frombuffer(data, "<u8").reshape(z, y, x, 2).astype(np.uint64)
-    stored = entries[entries[..., 0] != _MISSING]
-    limit = body.total if body.total is not None else 2**62
+    entries = np.frombuffer(data, "<u8").reshape(-1, 2).astype(np.uint64)
+    stored = entries[entries[:, 0] != _MISSING]
     if (len(stored) and (stored > limit).any()) or (stored.sum(axis=1) > limit).any():
         raise FrameError("the table of the shard points outside the object")
-    return ShardIndex(entries, body.etag)
+    return entries
 
 
 def _checked(data: bytes) -> bytes:

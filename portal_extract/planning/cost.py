@@ -47,23 +47,25 @@ def whole_units(
     comes_once: NDArray[np.bool_] = np.bincount(visits)[visits] == 1
     if reading.strategy == "chunks":
         return comes_once
-    # a cache keeps blocks
-    if reading.strategy == "blocks" or (reading.cache_dir and not is_local(regions.layout.uri)):
+    if reading.cache_dir and not is_local(regions.layout.uri):
+        return np.zeros(n_units, bool)  # a cache keeps blocks
+    if reading.strategy == "blocks":
         return np.full(n_units, grid.tiles_per_chunk == 1)
     inside = tiles_inside(regions, grid, order.unit_chunks)
     unneeded = (inside - order.units.lengths) * USUAL_RATIO
     padding = (grid.tiles_per_chunk - inside) * PADDING_RATIO
     tile_bytes = grid.tile_items * regions.layout.dtype.itemsize
     wasted_bytes = (unneeded + padding) * tile_bytes
-    n_ranges, _ = ranges_of_units(order.units, grid, tile_bytes, reading.gap_bytes, typical)
+    starts, stops = block_places(order.units, grid, tile_bytes, typical)
+    n_ranges, _ = ranges_of_units(order.units.lengths, starts, stops, reading.gap_bytes)
     cheap: NDArray[np.bool_] = comes_once & (wasted_bytes <= n_ranges * reading.request_cost_bytes)
     return cheap
 
 
-def ranges_of_units(
-    units: Lists, grid: TileGrid, tile_bytes: int, gap_bytes: int, typical: FrameTable | None
+def block_places(
+    units: Lists, grid: TileGrid, tile_bytes: int, typical: FrameTable | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count the ranges in which the tiles of units are fetched.
+    """Tell where the tiles of units are in their chunks, as far as one chunk tells it of all.
 
     Parameters
     ----------
@@ -71,29 +73,49 @@ def ranges_of_units(
         Tiles of each unit, all of one chunk.
     tile_bytes
         Size of a tile as stored where nothing is compressed.
-    gap_bytes
-        Ranges closer than this are joined.
     typical
         Table of a chunk: compressed by several threads, blocks lie in any order. None for one after the
         other.
 
     Returns
     -------
+    starts, stops
+        ``(T,)`` first byte in the chunk of each of the tiles of all units, and the byte after its last.
+    """
+    inner = units.items % grid.tiles_per_chunk
+    if typical is not None and typical.header.block_bytes == tile_bytes:
+        return typical.starts[inner], typical.stops[inner]
+    return inner * tile_bytes, (inner + 1) * tile_bytes
+
+
+def ranges_of_units(
+    lengths: NDArray[np.int64], starts: NDArray[np.int64], stops: NDArray[np.int64], gap_bytes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count the ranges in which the tiles of units are fetched.
+
+    Parameters
+    ----------
+    lengths
+        ``(U,)`` tiles of each unit.
+    starts, stops
+        ``(T,)`` first byte in the chunk of each of the tiles of all units, and the byte after its last.
+    gap_bytes
+        Ranges closer than this are joined.
+
+    Returns
+    -------
     n_ranges, gaps
         ``(U,)`` ranges, and bytes between those that are joined.
     """
-    inner = units.items % grid.tiles_per_chunk
-    starts, stops = inner * tile_bytes, (inner + 1) * tile_bytes
-    if typical is not None and typical.header.block_bytes == tile_bytes:
-        starts, stops = typical.starts[inner], typical.stops[inner]
-    unit = np.repeat(np.arange(len(units)), units.lengths)
+    n_units = len(lengths)
+    unit = np.repeat(np.arange(n_units), lengths)
     ranked = np.lexsort((starts, unit))
     starts, stops, unit = starts[ranked], stops[ranked], unit[ranked]
     gaps = starts[1:] - stops[:-1]
     is_joined = (np.diff(unit) == 0) & (gaps <= gap_bytes)
     joined = unit[1:][is_joined]
-    between = np.bincount(joined, gaps[is_joined], minlength=len(units)).astype(np.int64)
-    return units.lengths - np.bincount(joined, minlength=len(units)), between
+    between = np.bincount(joined, gaps[is_joined], minlength=n_units).astype(np.int64)
+    return lengths - np.bincount(joined, minlength=n_units), between
 
 
 def pixels_inside(

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
 
-from portal_extract.images.blosc import HEADER_BYTES, FrameTable
+from portal_extract.images.blosc import HEADER_BYTES
 from portal_extract.images.boxes import Boxes
 from portal_extract.images.frames import PROBE_BYTES
 from portal_extract.images.layout import ArrayLayout
 from portal_extract.images.mapped import can_be_mapped, mapped_bytes
 from portal_extract.images.options import MIB, ReadOptions
 from portal_extract.model import ImageStack
-from portal_extract.planning.cost import (
-    PADDING_RATIO,
-    USUAL_RATIO,
-    pixels_inside,
-    ranges_of_units,
-)
+from portal_extract.planning.cost import ranges_of_units
 from portal_extract.planning.plan import GroupPlan, plan_group
 from portal_extract.planning.regions import Regions, group_regions
+from portal_extract.planning.stored import PlannedTiles, StoredSizes
 
 
 @dataclass(frozen=True)
@@ -88,48 +83,12 @@ class ReadPlan:
         return ReadPlan(**sums, memory_bytes=memory, is_estimate=any(plan.is_estimate for plan in plans))
 
 
-@dataclass(frozen=True)
-class StoredSizes:
-    """What is known of the stored sizes of the chunks of an array.
-
-    Attributes
-    ----------
-    tables
-        Tables of Blosc frames, by position of the chunk along z, y, x.
-    """
-
-    tables: Mapping[tuple[int, int, int], FrameTable] = field(default_factory=dict)
-
-    @property
-    def typical(self) -> FrameTable | None:
-        """Any of the tables."""
-        return next(iter(self.tables.values()), None)
-
-    @property
-    def block_bytes(self) -> int | None:
-        """Size of a decoded Blosc block, or None."""
-        return None if self.typical is None else self.typical.header.block_bytes
-
-    def ratio(self, plan: GroupPlan) -> float:
-        """Tell the stored bytes per byte of pixels inside the image."""
-        layout = plan.regions.layout
-        if layout.codec.coding == "raw":
-            return 1.0
-        if not self.tables:
-            return USUAL_RATIO
-        chunks = np.array([np.ravel_multi_index(position, layout.grid) for position in self.tables])
-        pixels, size = pixels_inside(plan.regions, chunks), layout.dtype.itemsize
-        stored = sum(table.header.stored_bytes - table.header.table_bytes for table in self.tables.values())
-        padding = (layout.chunk_items - pixels).sum() * PADDING_RATIO * size
-        return max(float((stored - padding) / (pixels.sum() * size)), PADDING_RATIO)
-
-
 def plan_reading(
     stack: ImageStack,
     layouts: Mapping[str, ArrayLayout],
     boxes: Boxes,
     reading: ReadOptions,
-    known: Mapping[str, StoredSizes] | None = None,
+    known: StoredSizes | None = None,
 ) -> ReadPlan:
     """Tell what reading some boxes will cost, without reading anything.
 
@@ -144,7 +103,7 @@ def plan_reading(
     reading
         How it will be read.
     known
-        What is known of the stored sizes, by address.
+        What is known of the stored sizes.
 
     Raises
     ------
@@ -153,16 +112,17 @@ def plan_reading(
     ImageFormatError
         A file is not what the tilt series says.
     """
-    known = known or {}
+    known = known or StoredSizes()
     size = (boxes.side_px, boxes.side_px)
     parts = []
     for regions in group_regions(stack, dict(layouts), boxes.tilt, boxes.origin_px, size):
-        sizes = known.get(regions.layout.uri, StoredSizes())
         if can_be_mapped(regions):
             parts.append(_mapped(regions))
         else:
-            plan = plan_group(regions, sizes.block_bytes, reading, sizes.typical)
-            parts.append(_streamed(plan, sizes, reading))
+            frame = known.typical(regions)
+            table = None if frame is None else frame.table
+            plan = plan_group(regions, None if table is None else table.header.block_bytes, reading, table)
+            parts.append(_streamed(plan, PlannedTiles(plan, known), reading))
     return ReadPlan.together(parts)
 
 
@@ -177,82 +137,42 @@ def _mapped(regions: Regions) -> ReadPlan:
     )
 
 
-def _streamed(plan: GroupPlan, sizes: StoredSizes, reading: ReadOptions) -> ReadPlan:
-    grid, order, layout = plan.grid, plan.order, plan.regions.layout
-    ratio = sizes.ratio(plan)
-    chunks, chunk_of_unit = np.unique(order.unit_chunks, return_inverse=True)
-    tiles, unit_of_tile = order.units.items, np.repeat(np.arange(len(order.units)), order.units.lengths)
-    chunk_bytes = _chunk_bytes(plan, chunks, ratio)
-    stored = _tile_bytes(plan, tiles, ratio)
-    n_known = _put_known(plan, sizes, chunks, chunk_bytes, stored)
-    tile_bytes = grid.tile_items * layout.dtype.itemsize
-    n_ranges, gaps = ranges_of_units(order.units, grid, tile_bytes, reading.gap_bytes, sizes.typical)
-    fetched = stored[~plan.whole[unit_of_tile]].sum() + gaps[~plan.whole].sum()
-    fetched += chunk_bytes[chunk_of_unit[plan.whole]].sum()
-    requests = int(n_ranges[~plan.whole].sum()) + int(np.count_nonzero(plan.whole))
+def _streamed(plan: GroupPlan, tiles: PlannedTiles, reading: ReadOptions) -> ReadPlan:
+    layout = plan.regions.layout
+    wanted = ~tiles.blocks_kept() & ~plan.whole[tiles.unit]
+    lengths = np.bincount(tiles.unit[wanted], minlength=len(plan.whole))
+    n_ranges, gaps = ranges_of_units(lengths, tiles.starts[wanted], tiles.stops[wanted], reading.gap_bytes)
+    whole = tiles.chunk_of_unit[plan.whole]
+    are_kept = tiles.chunks_kept()
+    fetched = tiles.stored[wanted].sum() + gaps.sum() + tiles.chunk_bytes[whole[~are_kept[whole]]].sum()
+    requests = int(n_ranges.sum()) + len(whole)
+    is_split = np.zeros(len(tiles.chunks), bool)
+    is_split[tiles.chunk_of_unit[~plan.whole]] = True
     if layout.codec.coding == "blosc":
-        n_headers = len(np.unique(order.unit_chunks[~plan.whole]))
-        table_bytes = HEADER_BYTES + 4 * grid.tiles_per_chunk
-        fetched += n_headers * table_bytes + min(PROBE_BYTES, int(chunk_bytes.max(initial=0)))
-        requests += n_headers + 1 - int(n_headers > 0)
+        table_bytes = HEADER_BYTES + 4 * plan.grid.tiles_per_chunk
+        fetched += np.count_nonzero(is_split & ~are_kept) * table_bytes
+        # the first table is asked for before its size is known
+        fetched += 0 if are_kept.any() else min(PROBE_BYTES, int(tiles.chunk_bytes.max(initial=0)))
+        requests += int(is_split.sum()) + 1 - int(is_split.any())
+    elif layout.codec.coding == "raw" and tiles.has_cache and not layout.is_mrc:
+        fetched += np.count_nonzero(~are_kept)  # a byte, to know the version
+        requests += len(tiles.chunks)
     n_shards = 0
     if layout.shard_shape is not None:
-        n_shards = len({array.object_uri(p) for array, p in map(plan.regions.locate, chunks.tolist())})
-    is_exact = layout.codec.coding == "raw" or n_known == len(chunks)
+        located = map(plan.regions.locate, tiles.chunks.tolist())
+        n_shards = len({array.object_uri(position) for array, position in located})
     return ReadPlan(
         views=len(plan.regions.views),
-        chunks=len(chunks),
-        blocks=len(tiles),
+        chunks=len(tiles.chunks),
+        blocks=len(tiles.tiles),
         requests=requests + n_shards,
         fetched_bytes=int(fetched),
-        block_bytes=int(stored.sum()),
-        chunk_bytes=int(chunk_bytes.sum()),
-        total_bytes=int(_chunk_bytes(plan, np.arange(grid.n_chunks), ratio).sum()),
+        block_bytes=int(tiles.stored.sum()),
+        chunk_bytes=int(tiles.chunk_bytes.sum()),
+        total_bytes=tiles.total_bytes,
         memory_bytes=plan.memory_bytes,
-        is_estimate=not is_exact,
+        is_estimate=not tiles.all_are_known,
     )
-
-
-def _put_known(
-    plan: GroupPlan,
-    sizes: StoredSizes,
-    chunks: NDArray[np.int64],
-    chunk_bytes: NDArray[np.float64],
-    stored: NDArray[np.float64],
-) -> int:
-    """Put sizes that are known in the place of estimates; tell of how many of the chunks they are known."""
-    grid, layout, tiles = plan.grid, plan.regions.layout, plan.order.units.items
-    n_known = 0
-    for position, table in sizes.tables.items():
-        chunk = int(np.ravel_multi_index(position, layout.grid))
-        if chunk in chunks and table.header.block_bytes == grid.tile_items * layout.dtype.itemsize:
-            mine = tiles // grid.tiles_per_chunk == chunk
-            stored[mine] = (table.stops - table.starts)[tiles[mine] % grid.tiles_per_chunk]
-            chunk_bytes[np.searchsorted(chunks, chunk)] = table.header.stored_bytes
-            n_known += 1
-    return n_known
-
-
-def _tile_bytes(plan: GroupPlan, tiles: NDArray[np.int64], ratio: float) -> NDArray[np.float64]:
-    """Estimate the stored size of tiles: the pixels inside the image, and padding."""
-    grid, layout = plan.grid, plan.regions.layout
-    chunks, inner = np.divmod(tiles, grid.tiles_per_chunk)
-    first, last = inner * grid.tile_items, np.minimum((inner + 1) * grid.tile_items, layout.chunk_items)
-    items, size = (last - first).astype(np.float64), layout.dtype.itemsize
-    if layout.codec.coding == "raw" and not layout.is_mrc:
-        return np.asarray(items * size)
-    pixels = pixels_inside(plan.regions, chunks, last) - pixels_inside(plan.regions, chunks, first)
-    return np.asarray((pixels * ratio + (items - pixels) * (0 if layout.is_mrc else PADDING_RATIO)) * size)
-
-
-def _chunk_bytes(plan: GroupPlan, chunks: NDArray[np.int64], ratio: float) -> NDArray[np.float64]:
-    """Estimate the stored size of chunks: the pixels inside the image, and padding."""
-    layout = plan.regions.layout
-    items, size = float(layout.chunk_items), layout.dtype.itemsize
-    if layout.codec.coding == "raw" and not layout.is_mrc:
-        return np.full(len(chunks), items * size)
-    pixels = pixels_inside(plan.regions, chunks)
-    return np.asarray((pixels * ratio + (items - pixels) * (0 if layout.is_mrc else PADDING_RATIO)) * size)
 
 
 def _mib(n_bytes: int) -> str:
