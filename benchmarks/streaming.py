@@ -2,9 +2,9 @@
 
 Extracts from the big tilt series (41 images of 3838 x 3710, kept if BENCHMARK_FOLDER names a folder), served
 by the embedded object server in a process of its own. Whole processes, started as a user would. Takes about
-15 minutes on two cores; wall times mean something on an idle machine only.
+half an hour on two cores; wall times mean something on an idle machine only.
 
-    python benchmarks/streaming.py [--write] [--only bytes|time|memory] [--rounds N]
+    python benchmarks/streaming.py [--write] [--only bytes|costs|time|series|memory] [--rounds N]
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from throttled_server import ThrottledServer
+from throttled_server import Served, ThrottledServer
 from touched import Touched, touched_blocks, touched_rows
 from whole_process import Program
 
-from portal_extract.demo.big_series import BUCKET, BigSeries, make_big_series
+from portal_extract.demo.big_series import BUCKET, NAME, BigSeries, make_big_series
 from portal_extract.demo.plan import NEW_CHUNKS, OLD_CHUNKS
 from portal_extract.extraction.views import Views, find_views
 from portal_extract.options import ExtractOptions
@@ -37,8 +38,14 @@ BOX = 128
 COUNTS = (1, 5, 20, 100, 300)
 DOSE_PART = 0.4
 LATENCY_S = 0.02
-#: particles at each bandwidth in MB/s: fewer where a run would take minutes
-TIMED = {25: 20, 100: 300, 400: 300}
+LINES_MB_PER_S = (25, 100, 400)
+TIMED_COUNTS = (5, 20, 100, 300)
+#: a longer run is not repeated
+REPEATED_S = 20.0
+COSTS_KIB = (0, 16, 64, 256, 1024)
+GAPS_KIB = (0, 4, 16, 64, 256)
+N_SERIES = 10
+TABLES = ("bytes", "costs", "time", "series", "memory")
 MEMORIES_MIB = (768, 2048)
 MB = 1e6
 MIB = 1 << 20
@@ -65,6 +72,23 @@ class Input:
     n_particles: int
     arguments: tuple[str, ...]
     max_dose: float | None
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A run over a slow line.
+
+    Attributes
+    ----------
+    wall_s, start_s
+        Time that it took, and until it made its first request.
+    served
+        What it was given.
+    """
+
+    wall_s: float
+    start_s: float
+    served: Served
 
 
 class Bench:
@@ -138,6 +162,44 @@ class Bench:
             program()
         return program
 
+    def time(
+        self, given: Input, bandwidth: float, rounds: int, *more: str, latency_s: float = LATENCY_S
+    ) -> Timed:
+        """Run the program over a line with some bandwidth in MB/s; the fastest of some rounds."""
+        found = []
+        for _ in range(rounds):
+            self.server.set_line(latency_s, bandwidth * MB)
+            began_s = time.monotonic()
+            program = self.extract(given, *more)
+            served = self.server.served()
+            found.append(Timed(program.taken.wall_s[-1], served.first_s - began_s, served))
+        return min(found, key=lambda one: one.wall_s)
+
+    def several(self, n_series: int, n_each: int) -> Input:
+        """Write the tables of several tilt series, which share the same images."""
+        folder = self.scratch / f"several_{n_series}_{n_each}"
+        folder.mkdir()
+        known = self.series.tomograms_star(OLD_CHUNKS, True)
+        tilts = self.series.folder / "tilt_series" / known.name.removeprefix("tomograms_")
+        *head, row = known.read_text().rstrip().split("\n")
+        tomograms = []
+        for number in range(n_series):
+            mine = folder / f"tilts_{number}.star"
+            mine.write_text(tilts.read_text().replace(f"data_{NAME}", f"data_{NAME}{number}"))
+            tomograms.append(row.replace(f" {NAME} ", f" {NAME}{number} ", 1).replace(str(tilts), str(mine)))
+        lines = first_particles(self.series.particles_star.read_text(), n_series * n_each).split("\n")
+        rows = [n for n, line in enumerate(lines) if line.strip().startswith(NAME)]
+        for number, n in enumerate(rows):
+            lines[n] = lines[n].replace(NAME, f"{NAME}{number // n_each}")
+        (folder / "tomograms.star").write_text("\n".join([*head, *tomograms]) + "\n")
+        (folder / "particles.star").write_text("\n".join(lines) + "\n")
+        arguments = (
+            *("--particles-starfile", str(folder / "particles.star"), "--box-size", str(BOX)),
+            *("--tomograms-starfile", str(folder / "tomograms.star")),
+            *("--s3-endpoint-url", self.server.url),
+        )
+        return Input("256 × 256 × 256", n_series * n_each, arguments, None)
+
     def plan(self, given: Input, *more: str) -> dict[str, Any]:
         """Let the program say what it would do."""
         command = [sys.executable, "-m", "portal_extract", "plan", "local", *given.arguments, *more, "--json"]
@@ -176,24 +238,52 @@ def bytes_table(bench: Bench) -> Iterator[str]:
                 yield f"| {layout} | {dose} | " + " | ".join(shown) + " |"
 
 
+def costs_table(bench: Bench, rounds: int) -> Iterator[str]:
+    """Vary the cost of a request and the gap between ranges, over a line of middling speed."""
+    yield "| images | setting | requests | fetched | wall |"
+    yield "|---|---|--:|--:|--:|"
+    settings = [("--request-cost", kib) for kib in COSTS_KIB] + [("--gap", kib) for kib in GAPS_KIB]
+    for layout in ("256 × 256 × 256", "1 × 1024 × 1024"):
+        given = bench.input(layout, 20, remote=True)
+        for name, kib in settings:
+            timed = bench.time(given, 100, rounds, name, f"{kib}KiB")
+            numbers = f"{timed.served.n_requests} | {timed.served.n_bytes / MB:.1f} MB | {timed.wall_s:.2f} s"
+            yield f"| {layout} | `{name} {kib}KiB` | {numbers} |"
+
+
 def time_table(bench: Bench, rounds: int) -> Iterator[str]:
     """Fetch over a slow line, and compare with the line alone and with computing alone."""
-    yield "| images | particles | line | bytes / bandwidth | compute | wall | wall / bound |"
-    yield "|---|--:|--:|--:|--:|--:|--:|"
+    columns = ("minimal bytes / bandwidth", "compute", "start", "wall", "wall / bound", "without the start")
+    yield "| images | particles | line | " + " | ".join(columns) + " |"
+    yield "|---|--:|--:|" + "--:|" * len(columns)
     for layout in LAYOUTS:
-        local_s = {}
-        for bandwidth, n_particles in TIMED.items():
-            if n_particles not in local_s:
-                program = bench.extract(bench.input(layout, n_particles, remote=False), rounds=rounds)
-                local_s[n_particles] = min(program.taken.wall_s)
+        for n_particles in TIMED_COUNTS:
+            program = bench.extract(bench.input(layout, n_particles, remote=False), rounds=rounds)
+            compute_s = min(program.taken.wall_s)
             given = bench.input(layout, n_particles, remote=True)
-            bench.server.set_line(LATENCY_S, bandwidth * MB)
-            program = bench.extract(given, rounds=rounds)
-            line_s = bench.server.served().n_bytes / rounds / (bandwidth * MB)
-            wall_s, compute_s = min(program.taken.wall_s), local_s[n_particles]
+            minimal = bench.touched(given).block_bytes
+            for bandwidth in LINES_MB_PER_S:
+                line_s = minimal / (bandwidth * MB)
+                timed = bench.time(given, bandwidth, 1 if line_s > REPEATED_S else rounds)
+                seconds = (line_s, compute_s, timed.start_s, timed.wall_s)
+                bound_s = max(line_s, compute_s)
+                ratios = (timed.wall_s / bound_s, (timed.wall_s - timed.start_s) / bound_s)
+                shown = [*(f"{one:.1f} s" for one in seconds), *(f"{ratio:.2f}" for ratio in ratios)]
+                yield f"| {layout} | {n_particles} | {bandwidth} MB/s | " + " | ".join(shown) + " |"
+
+
+def series_table(bench: Bench, rounds: int) -> Iterator[str]:
+    """Fetch from several tilt series, one after the other: the line should never be idle between them."""
+    yield "| tilt series | particles of each | line | latency | bytes / bandwidth | wall | ratio |"
+    yield "|--:|--:|--:|--:|--:|--:|--:|"
+    for n_each in (5, 20):
+        given = bench.several(N_SERIES, n_each)
+        for latency_s in (LATENCY_S, 4 * LATENCY_S):
+            timed = bench.time(given, 100, rounds, latency_s=latency_s)
+            line_s = timed.served.n_bytes / (100 * MB)
             yield (
-                f"| {layout} | {n_particles} | {bandwidth} MB/s | {line_s:.1f} s | {compute_s:.1f} s "
-                f"| {wall_s:.1f} s | {wall_s / max(line_s, compute_s):.2f} |"
+                f"| {N_SERIES} | {n_each} | 100 MB/s | {1000 * latency_s:.0f} ms | {line_s:.1f} s "
+                f"| {timed.wall_s:.1f} s | {timed.wall_s / line_s:.2f} |"
             )
 
 
@@ -238,7 +328,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--write", action="store_true", help="put the tables into docs/streaming.md")
-    parser.add_argument("--only", choices=["bytes", "time", "memory"], help="make this table alone")
+    parser.add_argument("--only", choices=TABLES, help="make this table alone")
     parser.add_argument("--rounds", type=int, default=3, help="runs for each wall time; the best counts")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -249,7 +339,9 @@ def main() -> None:
             bench = Bench(series, scratch, server)
             tables = {
                 "bytes": lambda: bytes_table(bench),
+                "costs": lambda: costs_table(bench, chosen.rounds),
                 "time": lambda: time_table(bench, chosen.rounds),
+                "series": lambda: series_table(bench, chosen.rounds),
                 "memory": lambda: memory_table(bench),
             }
             for name, make in tables.items():

@@ -28,11 +28,14 @@ class Served:
         Bytes of all bodies.
     n_repeated
         Requests for the same part of the same object as an earlier one, metadata not counted.
+    first_s
+        Time of the first one, on the system's monotonic clock.
     """
 
     n_requests: int
     n_bytes: int
     n_repeated: int
+    first_s: float
 
 
 class ThrottledServer:
@@ -98,6 +101,7 @@ def serve(root: Path) -> None:
                     "n_requests": len(entries),
                     "n_bytes": sum(entry.body_bytes for entry in entries),
                     "n_repeated": len(parts) - len(set(parts)),
+                    "first_s": min((entry.started_s for entry in entries), default=0.0),
                 }
             print(json.dumps(answer), flush=True)
 

@@ -154,12 +154,12 @@ def test_tasks_are_small_and_hold_nothing_open(project):
 class Sleepy:
     """A task that notes what it was given, and lasts."""
 
-    label = "TS"
+    label, may_open_early = "TS", True
 
     def __init__(self, folder, number, seconds=0.0, fail=None):
         self.folder, self.particles, self.seconds, self.fail = str(folder), (number,), seconds, fail
 
-    def open(self, run, workers, observer):
+    def open(self, run, workers, observer, reader):
         observer(BytesRead(10))
         start = time.time()
         time.sleep(self.seconds)
@@ -169,7 +169,18 @@ class Sleepy:
             [start, time.time(), run.requests_in_flight, workers, run.memory_bytes, os.getpid()]
         )
         Path(self.folder, f"{self.particles[0]}.json").write_text(text)
-        return iter(()), NoConsumer()
+        return NoStream(), NoConsumer()
+
+
+class NoStream:
+    def prepare(self):
+        """Nothing to do."""
+
+    def __iter__(self):
+        return iter(())
+
+    def close(self):
+        """Nothing to do."""
 
 
 class NoConsumer:
@@ -282,7 +293,7 @@ def test_workers_killed_in_the_middle_of_units(project, expected, tmp_path, monk
 class Deadly(Sleepy):
     """A task that kills its process, as a system without memory does."""
 
-    def open(self, run, workers, observer):
+    def open(self, run, workers, observer, reader):
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from portal_extract.images.boxes import PatchBatch
-from portal_extract.running.engine import run_streams
+from portal_extract.running.ahead import Opener
+from portal_extract.running.engine import Opened, run_streams
 
 
 class Recorder:
@@ -30,6 +31,9 @@ class Recorder:
 class Stream:
     def __init__(self, n, fail_after=None):
         self.n, self.fail_after, self.closed, self.given = n, fail_after, False, 0
+
+    def prepare(self):
+        pass
 
     def __iter__(self):
         return self
@@ -54,7 +58,7 @@ class Stream:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_every_view_reaches_its_consumer_once(workers):
     pairs = [(Stream(n), Recorder()) for n in (5, 0, 40)]
-    run_streams([(lambda p=p: p) for p in pairs], workers)
+    run_streams([Opener(lambda p=p: Opened(*p)) for p in pairs], workers)
     for stream, consumer in pairs:
         assert sorted(consumer.seen) == list(range(3 * stream.n))
         assert consumer.finished == 1
@@ -64,7 +68,7 @@ def test_every_view_reaches_its_consumer_once(workers):
 def test_error_of_a_consumer_stops_the_run_and_closes_the_stream():
     stream, consumer = Stream(10_000), Recorder(fail_at=30)
     with pytest.raises(ValueError, match="view 30"):
-        run_streams([lambda: (stream, consumer)], 2)
+        run_streams([Opener(lambda: Opened(stream, consumer))], 2)
     assert stream.closed
     assert stream.given < 10_000
     assert consumer.finished == 0
@@ -73,6 +77,6 @@ def test_error_of_a_consumer_stops_the_run_and_closes_the_stream():
 def test_error_of_a_stream_surfaces():
     stream, consumer = Stream(10, fail_after=4), Recorder()
     with pytest.raises(OSError, match="store away"):
-        run_streams([lambda: (stream, consumer)], 2)
+        run_streams([Opener(lambda: Opened(stream, consumer))], 2)
     assert stream.closed
     assert consumer.finished == 0

@@ -15,7 +15,9 @@ from relion_cases import HERE
 from portal_extract.errors import BadResultError, IneligibleError, MemoryBudgetError, OutputError
 from portal_extract.extraction.job import extract
 from portal_extract.extraction.resume import remaining_particles
-from portal_extract.extraction.tasks import cut_units
+from portal_extract.extraction.stacks import stored_image_bytes
+from portal_extract.extraction.tasks import cut_units, memory_shares
+from portal_extract.extraction.views import find_views
 from portal_extract.options import ExtractOptions, RunOptions, VolumeOptions
 from portal_extract.running.events import Note
 from portal_extract.running.units import UnitResult
@@ -54,15 +56,51 @@ def images_replaced(project, path: Path, change):
 @pytest.mark.parametrize(
     "options", [STACKS, dataclasses.replace(STACKS, float16=True)], ids=["float32", "float16"]
 )
-def test_images_that_do_not_fit_the_memory_go_to_disk(project, tmp_path, monkeypatch, options):
+def test_however_many_images_wait_the_bytes_are_the_same(project, tmp_path, monkeypatch, options):
     monkeypatch.chdir(tmp_path)
     extract(project, options, "out")
     whole = contents(tmp_path / "out")
-    monkeypatch.setattr("portal_extract.extraction.tasks.waiting_bytes", lambda options: 1)
-    (tmp_path / "out").rename(tmp_path / "first")
-    extract(project, options, "out")
-    assert contents(tmp_path / "out") == whole
-    assert not list((tmp_path / "out").rglob("*.part"))
+    for n_images in (0, 2, 5):
+        write_bytes = n_images * stored_image_bytes(options)
+        monkeypatch.setattr("portal_extract.extraction.stack_files._WRITE_BYTES", write_bytes)
+        extract(project, options, "out", RunOptions(workers=3, overwrite=True))
+        assert contents(tmp_path / "out") == whole
+        assert not list((tmp_path / "out").rglob("*.part"))
+
+
+def shares(project, options, memory_bytes):
+    """Memory shares of the first tilt series, and what is not for computing."""
+    run, patch = RunOptions(memory_bytes=memory_bytes), 4 * options.unbinned_box**2
+    views = find_views(project, 0, options)
+    waiting, reading = memory_shares(views, options, run, 2)
+    batch = int(np.clip((2 << 20) // patch, 4, 64))
+    computing = 2 * batch * (4 * patch + 32 * options.box_size**2)
+    free = max(memory_bytes - computing, memory_bytes // 4)
+    assert reading.memory_bytes == free - waiting
+    return waiting, free, views
+
+
+@pytest.mark.parametrize("float16", [False, True])
+@pytest.mark.parametrize("box", [24, 128, 384])
+@pytest.mark.parametrize("memory_mib", [4, 16, 64, 2048])
+def test_memory_for_images_that_wait_is_a_few_of_each_particle(project, box, float16, memory_mib):
+    options = ExtractOptions(box_size=box, crop_size=min(box, 200), float16=float16)
+    waiting, free, views = shares(project, options, memory_mib << 20)
+    image = options.output_size**2 * (2 if float16 else 4)
+    each = waiting // (len(views.kept) * image) if len(views.kept) else 0
+    assert waiting == each * len(views.kept) * image <= free // 8
+    assert each == 0 or 2 <= each <= max(views.stack_lengths)
+    assert each * image <= 512 << 10
+    tomogram = dataclasses.replace(options, stack_layout="tomogram")
+    assert shares(project, tomogram, memory_mib << 20)[0] == 0
+
+
+def test_memory_for_volumes_that_wait_is_that_of_all_views_or_half(project):
+    options = dataclasses.replace(VOLUMES, volume=VolumeOptions())
+    waiting, free, views = shares(project, options, 1 << 30)
+    assert waiting == len(views) * 12 * 16 * 9 < free // 2
+    waiting, free, _ = shares(project, options, 1 << 18)
+    assert waiting == free // 2
 
 
 @pytest.mark.parametrize("options", [STACKS, VOLUMES], ids=["stacks", "volumes"])

@@ -246,9 +246,9 @@ def test_the_same_command_tries_again_what_failed(project, tmp_path, monkeypatch
             raise ReadError("TS_01: no network")
         return real(stack, *more)
 
-    real = tasks.stream_patches
+    real = tasks.open_patches
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "stream_patches", fail)
+        patch.setattr(tasks, "open_patches", fail)
         summary = average(project, tmp_path, run=SKIP)
     assert summary.n_averaged == 18
     assert sums_on_disk(tmp_path) == [".sum-checkpoint"]

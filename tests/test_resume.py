@@ -325,31 +325,41 @@ def test_an_error_that_nobody_foresaw_is_named(project, tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------- the disk
 
 
-def full_after(n_bytes: int):
-    """A writev that fails like a full disk after so many bytes."""
-    written, writev = 0, os.writev
+def fill_up(monkeypatch, n_bytes: int):
+    """Let writev and pwrite fail like a full disk after so many bytes."""
+    written, writev, pwrite = 0, os.writev, os.pwrite
 
-    def limited(descriptor, buffers):
+    def add(n):
         nonlocal written
-        written += sum(len(b) for b in buffers)
+        written += n
         if written > n_bytes:
             raise OSError(28, os.strerror(28))
+
+    def limited_writev(descriptor, buffers):
+        add(sum(len(b) for b in buffers))
         return writev(descriptor, buffers)
 
-    return limited
+    def limited_pwrite(descriptor, data, offset):
+        add(len(data))
+        return pwrite(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "writev", limited_writev)
+    monkeypatch.setattr(os, "pwrite", limited_pwrite)
 
 
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
 @pytest.mark.parametrize("n_bytes", [0, 20_000, 100_000])
+@pytest.mark.parametrize("images_waiting", [1, 3, 100])
 def test_a_full_disk_is_one_error_and_the_run_goes_on_later(
-    project, tmp_path, monkeypatch, on_error, n_bytes
+    project, tmp_path, monkeypatch, on_error, n_bytes, images_waiting
 ):
     monkeypatch.chdir(tmp_path)
     extract(project, STACKS, "out", ONE)
     expected = results(Path("out"))
     Path("out").rename("undisturbed")
     with monkeypatch.context() as full:
-        full.setattr(os, "writev", full_after(n_bytes))
+        full.setattr("portal_extract.extraction.stack_files._WRITE_BYTES", images_waiting * 4 * 16**2)
+        fill_up(full, n_bytes)
         with pytest.raises(OutputError, match="cannot be written: No space left on device"):
             extract(project, STACKS, "out", dataclasses.replace(ONE, on_error=on_error))
     assert [path.name for path in Path("out").rglob("*.part")] == []

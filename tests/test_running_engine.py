@@ -11,7 +11,8 @@ import pytest
 from portal_extract.errors import OutputError, ReadError
 from portal_extract.images.boxes import PatchBatch
 from portal_extract.options import RunOptions
-from portal_extract.running.engine import run_streams
+from portal_extract.running.ahead import Opener
+from portal_extract.running.engine import Opened, run_streams
 from portal_extract.running.events import Note
 from portal_extract.running.guard import Guard
 from portal_extract.running.schedulers import Place, run_on_threads, run_units
@@ -24,6 +25,9 @@ class Stream:
     def __init__(self, n, fail_after=None, slots=2):
         self.n, self.fail_after, self.closed, self.given = n, fail_after, False, 0
         self.slots = threading.Semaphore(slots)
+
+    def prepare(self):
+        self.prepared = True
 
     def __iter__(self):
         return self
@@ -65,7 +69,7 @@ class Consumer:
         self.finished += 1
 
 
-def run(pairs, workers, go_on=True):
+def run(pairs, workers, go_on=True, early=False):
     """Run streams; give what ``failed`` was told."""
     told = []
 
@@ -80,14 +84,15 @@ def run(pairs, workers, go_on=True):
             opened.append(number)
             if isinstance(pair, Exception):
                 raise pair
-            return pair
+            return Opened(*pair)
 
-        return open_pair
+        return Opener(open_pair, early)
 
     run_streams((opener(n, pair) for n, pair in enumerate(pairs)), workers, failed)
     return told, opened
 
 
+@pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize(
     "bad",
@@ -100,9 +105,9 @@ def run(pairs, workers, go_on=True):
     ],
     ids=["computing", "reading", "first read", "finishing", "opening"],
 )
-def test_one_bad_stream_does_not_stop_the_others(workers, bad):
+def test_one_bad_stream_does_not_stop_the_others(workers, bad, early):
     pairs = [(Stream(20), Consumer()), bad(), (Stream(30), Consumer()), (Stream(0), Consumer())]
-    told, opened = run(pairs, workers)
+    told, opened = run(pairs, workers, early=early)
     assert [number for number, _ in told] == [1]
     assert opened == [0, 1, 2, 3]
     for number in (0, 2, 3):
@@ -138,9 +143,74 @@ def test_a_failure_is_told_while_a_later_stream_is_read():
     assert second[1].finished == 1
 
 
-def test_many_failures_are_all_told():
+def test_the_next_stream_is_opened_while_one_is_read():
+    class Patient(Stream):
+        def __next__(self):
+            while self.given == 3 and not second.prepared:
+                time.sleep(0.001)
+            return super().__next__()
+
+    second, third = Stream(5), Stream(5)
+    second.prepared = third.prepared = False
+    pairs = [(Patient(20, slots=99), Consumer()), (second, Consumer()), (third, Consumer())]
+    told, opened = run(pairs, 1, early=True)
+    assert opened == [0, 1, 2]
+    assert not told
+    # without leave to do so it is not
+    second.prepared = True
+    log = []
+
+    class Noting(Stream):
+        def prepare(self):
+            log.append(first.given)
+
+    first = Stream(20)
+    run([(first, Consumer()), (Noting(5), Consumer())], 1)
+    assert log == [20]
+
+
+def test_a_stream_that_was_opened_for_nothing_is_closed():
+    pairs = [(Stream(40), Consumer(fail_at=0)), (Stream(5), Consumer())]
+    told, opened = run(pairs, 2, go_on=False, early=True)
+    assert told == [(0, "view 0")]
+    assert pairs[1][0].given == 0
+    deadline = time.monotonic() + 10
+    while opened == [0, 1] and not pairs[1][0].closed:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_an_early_opening_that_hangs_holds_nothing_up():
+    """As where a store does not answer: the thread ends when the reader that it waits for is closed."""
+    hanging, released = threading.Event(), threading.Event()
+
+    class Hanging(Stream):
+        def prepare(self):
+            hanging.set()
+            released.wait(60)
+
+    class Interrupted(Stream):
+        def __next__(self):
+            if self.given == 5:
+                assert hanging.wait(20)
+                raise KeyboardInterrupt
+            return super().__next__()
+
+    first, second = Interrupted(100, slots=99), Hanging(5)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run([(first, Consumer()), (second, Consumer())], 2, early=True)
+    assert time.monotonic() - start < 10
+    released.set()
+    while not second.closed:
+        assert time.monotonic() - start < 30
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_many_failures_are_all_told(early):
     pairs = [(Stream(9), Consumer(fail_at=n % 9 if n % 2 else None)) for n in range(20)]
-    told, _ = run(pairs, 3)
+    told, _ = run(pairs, 3, early=early)
     assert sorted(number for number, _ in told) == list(range(1, 20, 2))
     assert sum(consumer.finished for _, consumer in pairs) == 10
 
@@ -152,7 +222,7 @@ def test_what_the_callback_raises_ends_everything():
         raise OutputError("the disk is full")
 
     with pytest.raises(OutputError, match="the disk is full"):
-        run_streams([lambda p=p: p for p in pairs], 2, failed)
+        run_streams([Opener(lambda p=p: Opened(*p)) for p in pairs], 2, failed)
     assert pairs[0][0].closed
     assert pairs[1][0].given == 0
 
@@ -169,7 +239,7 @@ def test_an_interruption_ends_everything_soon():
     stream, consumer = Interrupted(1000, slots=99), Consumer(seconds=0.01)
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        run_streams([lambda: (stream, consumer)], 2, lambda number, error: True)
+        run_streams([Opener(lambda: Opened(stream, consumer))], 2, lambda number, error: True)
     assert time.monotonic() - start < 10
     assert stream.closed
     assert consumer.finished == 0
@@ -179,11 +249,13 @@ def test_an_interruption_ends_everything_soon():
 
 
 class Task:
+    may_open_early = True
+
     def __init__(self, number, stream=None, consumer=None):
         self.particles, self.label = (number,), f"TS_{number}"
         self.stream, self.consumer = stream or Stream(3), consumer or Consumer()
 
-    def open(self, run, workers, observer):
+    def open(self, run, workers, observer, reader):
         return self.stream, self.consumer
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,10 +103,13 @@ class Forecast:
     Attributes
     ----------
     series
-        For each tilt series that has particles.
+        For each tilt series that has particles, in the order of work.
+    limit_bytes
+        Memory allowed.
     """
 
     series: tuple[SeriesForecast, ...]
+    limit_bytes: int
 
     @property
     def surveys(self) -> list[SeriesSurvey]:
@@ -139,8 +143,18 @@ class Forecast:
 
     @property
     def memory_bytes(self) -> int:
-        """Predicted working memory: tilt series are worked on in turn."""
-        return max((one.memory_bytes for one in self.series), default=0)
+        """Predicted working memory.
+
+        Tilt series are worked on in turn; the reader begins with the next one while the present one is
+        finished, if there is room for both.
+        """
+        alone = [one.memory_bytes for one in self.series]
+        both = [
+            one.memory_bytes + following.reading.memory_bytes
+            for one, following in pairwise(self.series)
+            if following.reading is not None
+        ]
+        return max([*alone, *(together for together in both if together <= self.limit_bytes)], default=0)
 
     @property
     def reading(self) -> ReadPlan:
@@ -224,7 +238,7 @@ def forecast(
     with ThreadPoolExecutor(at_once) as pool:
         series = tuple(pool.map(plan, found))
     observer(StageFinished(STAGE))
-    return Forecast(series)
+    return Forecast(series, run.memory_bytes)
 
 
 def _plan_series(

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from portal_extract.errors import OutputError
 from portal_extract.extraction.spectra import SpectrumTables, to_images, transform
+from portal_extract.extraction.stack_files import StackFiles, images_that_wait
 from portal_extract.extraction.views import Views
 from portal_extract.kernels.mask import (
     CircleMask,
@@ -23,9 +20,7 @@ from portal_extract.kernels.mask import (
 )
 from portal_extract.model import Floats, Ints
 from portal_extract.options import ExtractOptions
-from portal_extract.relion_io.atomic import write_atomically
-from portal_extract.relion_io.half import to_half
-from portal_extract.relion_io.mrc import HEADER_BYTES, Statistics, header_bytes
+from portal_extract.relion_io.mrc import Statistics, header_bytes
 from portal_extract.running.events import Observer, StageAdvanced
 
 _NO_MASK = CircleMask(np.empty((0, 0)), np.empty((0, 2), np.int64), 0)
@@ -34,9 +29,8 @@ _NO_MASK = CircleMask(np.empty((0, 0)), np.empty((0, 2), np.int64), 0)
 class StackConsumer:
     """Makes the 2D stacks of one unit from its patches.
 
-    Images wait in memory for the others of their particle; where ``memory_bytes`` is too small for all images
-    of the unit, each goes at once to its place in the particle's unfinished file. So memory stays bounded in
-    whatever order patches come.
+    A few images of each particle wait in memory to be written together; the others are in their places in the
+    particle's unfinished file already. So memory stays bounded in whatever order patches come.
 
     Parameters
     ----------
@@ -45,7 +39,7 @@ class StackConsumer:
     paths
         ``K`` files to be written, one for each kept particle.
     memory_bytes
-        Bound for images that wait.
+        Bound for images that wait; where it is too small for two of each particle, none waits.
     observer
         Told of the number of views done.
     """
@@ -60,19 +54,16 @@ class StackConsumer:
         observer: Observer,
     ) -> None:
         self._views, self._tables, self._options = views, tables, options
-        self._paths, self._observer = paths, observer
+        self._observer = observer
         self._mask, self._gridding = masks_of(options)
-        side = options.box_size - 2 * options.boundary
+        self._side = options.output_size
         # views are in order of particle and tilt image, so those of a particle are neighbours
-        self._first_view = np.concatenate([[0], np.cumsum(views.stack_lengths)])
-        self._missing = views.stack_lengths
+        lengths = views.stack_lengths
+        self._first_view = np.concatenate([[0], np.cumsum(lengths)])
         self._sums = np.zeros((len(views), 4))
-        fits = len(views) * side * side * 4 <= memory_bytes
-        self._images = np.empty((len(views) if fits else 0, side, side), np.float32)
-        self._in_memory = fits
-        self._lock = threading.Lock()
-        self._made_folders: set[Path] = set()
-        self._token = uuid.uuid4().hex[:12]
+        longest = int(lengths.max(initial=1))
+        waiting = images_that_wait(len(lengths), longest, stored_image_bytes(options), memory_bytes)
+        self._files = self._open(paths, lengths, waiting)
         self.bad: dict[int, str] = {}
         """Particles (of the unit) whose stack is no good, with the reason."""
 
@@ -80,16 +71,14 @@ class StackConsumer:
         """Turn patches into images and write the stacks that are complete."""
         spectra = transform(patches, which, self._views, self._tables, self._options, factor=self._factor)
         images = self._corrected(to_images(spectra, normalise=False))
-        if self._in_memory:
-            self._crop(images, self._images, which, self._sums)
-        else:
-            cropped = np.empty((len(which), *self._images.shape[1:]), np.float32)
-            sums = np.empty((len(which), 4))
-            self._crop(images, cropped, np.arange(len(which)), sums)
-            self._sums[which] = sums
-            self._put_on_disk(which, cropped)
-        for particle in self._completed(which):
-            self._complete(particle)
+        # in order of views, those of a particle lie together, as they do in its file
+        order = np.argsort(which)
+        views, places = which[order], np.empty_like(order)
+        places[order] = np.arange(len(order))
+        cropped, sums = np.empty((len(order), self._side, self._side), np.float32), np.empty((len(order), 4))
+        self._crop(images, cropped, places, sums)
+        self._sums[views] = sums
+        self._put(views, cropped)
         self._observer(StageAdvanced("extract", len(which)))
 
     def finish(self) -> None:
@@ -113,68 +102,38 @@ class StackConsumer:
         boundary = self._options.boundary
         mask_and_crop(images, mask.weights, mask.spans, mask.n_background, boundary, out, slots, sums)
 
-    def _completed(self, which: Ints) -> list[int]:
-        """Count the images that are there; list the particles that have all of theirs now."""
-        particles, counts = np.unique(self._views.particle[which], return_counts=True)
-        with self._lock:
-            self._missing[particles] -= counts
-            return [int(p) for p in particles[self._missing[particles] == 0]]
+    def _put(self, views: Ints, images: NDArray[np.float32]) -> None:
+        """Hand the images of views, which are in order, to the files of their particles."""
+        particles, starts = np.unique(self._views.particle[views], return_index=True)
+        stops = [*starts[1:].tolist(), len(views)]
+        for particle, start, stop in zip(particles.tolist(), starts.tolist(), stops, strict=True):
+            if self._files.put(particle, self._views.slot[views[start:stop]], images[start:stop]):
+                self._complete(particle)
 
     def _complete(self, particle: int) -> None:
-        first, last = self._first_view[particle], self._first_view[particle + 1]
-        sums = self._sums[first:last]
+        sums = self._sums[self._first_view[particle] : self._first_view[particle + 1]]
         problem = check_images(sums)
         if problem:
-            with self._lock:
-                self.bad[int(self._views.kept[particle])] = problem
-            self._temporary(particle).unlink(missing_ok=True)
-            return
-        path, shape = self._paths[particle], (int(last - first), *self._images.shape[1:])
+            self.bad[int(self._views.kept[particle])] = problem
+            self._files.discard(particle)
+        else:
+            self._files.complete(particle, self._header(sums, len(sums)))
+
+    def _header(self, sums: Floats, n_images: int) -> bytes:
+        """Header of a stack, with the statistics of some of its images."""
+        shape = (n_images, self._side, self._side)
         pixel = self._views.series.pixel_size_angst * self._options.binning
         mode = 12 if self._options.float16 else 2
-        header = header_bytes(shape, mode, pixel, combine_sums(sums, shape), "stack")
-        if self._in_memory:
-            self._make_folder(path.parent)
-            write_atomically(path, header, self._stored(self._images[first:last]).data)
-        else:
-            with open(self._temporary(particle), "r+b") as file:
-                file.write(header)
-            os.replace(self._temporary(particle), path)
+        return header_bytes(shape, mode, pixel, combine_sums(sums, shape), "stack")
 
-    def _put_on_disk(self, which: Ints, images: NDArray[np.float32]) -> None:
-        """Write images to their places in the unfinished files of their particles."""
-        stored = self._stored(images)
-        order = np.argsort(self._views.particle[which], kind="stable")
-        particles = self._views.particle[which[order]]
-        for group in np.split(order, np.flatnonzero(np.diff(particles)) + 1):
-            temporary = self._temporary(int(self._views.particle[which[group[0]]]))
-            self._make_folder(temporary.parent)
-            try:
-                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o666)
-                try:
-                    for i in group:
-                        offset = HEADER_BYTES + int(self._views.slot[which[i]]) * stored[i].nbytes
-                        write_at(descriptor, stored[i].data.cast("B"), offset)
-                finally:
-                    os.close(descriptor)
-            except OSError as error:
-                raise OutputError(f"{temporary} cannot be written: {error.strerror}") from error
+    def _open(self, paths: Sequence[Path], lengths: Ints, images_waiting: int) -> StackFiles:
+        shape, float16 = (self._side, self._side), self._options.float16
+        return StackFiles(paths, lengths, shape, float16=float16, images_waiting=images_waiting)
 
-    def _stored(self, images: NDArray[np.float32]) -> NDArray[np.generic]:
-        return to_half(images) if self._options.float16 else images
 
-    def _temporary(self, particle: int) -> Path:
-        path = self._paths[particle]
-        # one name per consumer: a unit that a cluster runs twice must not write to one file
-        return path.with_name(f".{path.name}.{self._token}.part")
-
-    def _make_folder(self, folder: Path) -> None:
-        if folder not in self._made_folders:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise OutputError(f"{folder} cannot be made: {error.strerror}") from error
-            self._made_folders.add(folder)
+def stored_image_bytes(options: ExtractOptions) -> int:
+    """Size of an image in a stack."""
+    return options.output_size**2 * (2 if options.float16 else 4)
 
 
 def masks_of(options: ExtractOptions) -> tuple[CircleMask | None, Floats | None]:
@@ -200,10 +159,3 @@ def check_images(sums: Floats) -> str | None:
     if sums[:, 0].min() == sums[:, 1].max():
         return "constant stack"
     return None
-
-
-def write_at(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write all of some bytes at a place in a file."""
-    while data:
-        n = os.pwrite(descriptor, data, offset)
-        data, offset = data[n:], offset + n

@@ -13,13 +13,14 @@ from portal_extract.errors import MemoryBudgetError
 from portal_extract.extraction.pseudo import VolumeConsumer
 from portal_extract.extraction.series_stacks import SeriesStackConsumer
 from portal_extract.extraction.spectra import SpectrumTables, make_tables
-from portal_extract.extraction.stacks import StackConsumer
+from portal_extract.extraction.stack_files import images_that_wait
+from portal_extract.extraction.stacks import StackConsumer, stored_image_bytes
 from portal_extract.extraction.views import Views, find_views, positions_px
 from portal_extract.extraction.whiten import whitening_tables
 from portal_extract.geometry import euler_to_matrix
-from portal_extract.images.boxes import PatchBatch
 from portal_extract.images.options import ReadOptions
-from portal_extract.images.stream import stream_patches
+from portal_extract.images.reader import Reader
+from portal_extract.images.stream import PatchStream, open_patches
 from portal_extract.model import Floats, Ints, Project
 from portal_extract.optics.dose import dose_ranges, dose_weights
 from portal_extract.options import ExtractOptions, RunOptions
@@ -66,10 +67,15 @@ class ExtractTask:
         """Name of the tilt series."""
         return self.project.tilt_series[0].name
 
+    @property
+    def may_open_early(self) -> bool:
+        """Whether opening reads no pixels: whitening needs the noise of whole images first."""
+        return not self.options.whiten
+
     def open(
-        self, run: RunOptions, workers: int, observer: Observer
-    ) -> tuple[Iterator[PatchBatch], StackConsumer | VolumeConsumer]:
-        """Open the stream of patches and the consumer that takes them."""
+        self, run: RunOptions, workers: int, observer: Observer, reader: Reader
+    ) -> tuple[PatchStream, StackConsumer | VolumeConsumer]:
+        """Make the stream of patches and the consumer that takes them."""
         views = find_views(self.project, 0, self.options)
         waiting, reading = memory_shares(views, self.options, run, workers)
         tables = _tables(self.project, views, self.options, reading, observer)
@@ -82,7 +88,8 @@ class ExtractTask:
             consumer = StackConsumer(views, tables, self.options, paths, waiting, observer)
         else:
             consumer = self._volume_consumer(views, tables, paths, workers, observer)
-        return stream_patches(views.series.image_stack, views.boxes, reading, observer), consumer
+        stack = views.series.image_stack
+        return open_patches(stack, views.boxes, reading, observer, reader), consumer
 
     def _volume_consumer(
         self, views: Views, tables: SpectrumTables, paths: Sequence[Path], workers: int, observer: Observer
@@ -152,7 +159,7 @@ def sum_path(output_dir: Path, particles: Sequence[int]) -> Path:
 def memory_shares(
     views: Views, options: ExtractOptions, run: RunOptions, workers: int
 ) -> tuple[int, ReadOptions]:
-    """Divide the memory between results that wait for the rest of their particle, and reading.
+    """Divide the memory between results that wait for others of their particle, and reading.
 
     Returns
     -------
@@ -163,17 +170,27 @@ def memory_shares(
     # a patch, its transforms and its image, for the batches in the threads' hands
     computing = workers * batch_views * (4 * patch + 8 * options.box_size**2 * 4)
     free = max(run.memory_bytes - computing, run.memory_bytes // 4)
-    waiting = len(views) * waiting_bytes(options)
-    if waiting > free // 2:
-        # all the images of a stack wait in memory, or none: these have their places in its file
-        waiting = 0 if options.mode == "stack2d" else free // 2
+    if options.mode == "stack2d":
+        waiting = _waiting_for_stacks(views, options, free // 8)
+    else:
+        waiting = min(len(views) * waiting_bytes(options), free // 2)
     return waiting, ReadOptions.of_run(run, free - waiting, batch_views, workers)
 
 
+def _waiting_for_stacks(views: Views, options: ExtractOptions, at_most: int) -> int:
+    """Memory for images that wait to be written together: none where each is written at once."""
+    lengths = views.stack_lengths
+    if not len(lengths) or options.stack_layout == "tomogram":
+        return 0
+    image = waiting_bytes(options)
+    each = images_that_wait(len(lengths), int(lengths.max()), image, at_most)
+    return 0 if each == 1 else len(lengths) * each * image
+
+
 def waiting_bytes(options: ExtractOptions) -> int:
-    """Memory that a finished view takes until its particle is complete."""
+    """Memory that a finished view takes while it waits: for the next of its stack, or all of its volume."""
     if options.mode == "stack2d":
-        return 4 * options.output_size**2
+        return stored_image_bytes(options)
     return 12 * options.box_size * (options.box_size // 2 + 1)
 
 
@@ -182,10 +199,10 @@ def cut_units(
 ) -> list[Unit]:
     """Cut the particles of tilt series into units that fit the memory and occupy all processes.
 
-    Stacks that wait can be put on disk, so only volumes need units that fit. A large tilt series is cut into
-    strips along its tilt axis, because these share the fewest pixels. Units that leave a sum are cut by the
-    number of their particles alone, so that the order of summation does not depend on where they run. A tilt
-    series with one stack for all particles is one unit.
+    Images of stacks need not wait in memory, so only volumes need units that fit. A large tilt series is cut
+    into strips along its tilt axis, because these share the fewest pixels. Units that leave a sum are cut by
+    the number of their particles alone, so that the order of summation does not depend on where they run. A
+    tilt series with one stack for all particles is one unit.
 
     Parameters
     ----------

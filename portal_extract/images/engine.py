@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from portal_extract.images.decoding import TileTarget
 from portal_extract.images.layout import ArrayLayout
 from portal_extract.images.loader import UnitLoader
-from portal_extract.images.session import Background
+from portal_extract.images.reader import Reader, Turn
 from portal_extract.images.source import finish
 from portal_extract.kernels.cut import array_to_cut_into, cut_boxes
 from portal_extract.planning.plan import GroupPlan
@@ -67,15 +67,28 @@ class TileEngine:
         What to read, in which order.
     loader
         Loads one unit.
-    background
+    reader
         The loop and the decoding threads.
+    turn
+        The stream's turn to fetch.
+    is_last
+        Whether nothing of the stream comes after this group.
+
+    Attributes
+    ----------
+    plan
+        As above.
     """
 
-    def __init__(self, plan: GroupPlan, loader: UnitLoader, background: Background) -> None:
-        self._plan = plan
+    def __init__(
+        self, plan: GroupPlan, loader: UnitLoader, reader: Reader, turn: Turn, *, is_last: bool
+    ) -> None:
+        self.plan = plan
         self._loader = loader
-        self._background = background
-        self._arena = np.empty((plan.n_slots, plan.grid.tile_items), np.float32)
+        self._reader = reader
+        self._turn, self._is_last = turn, is_last
+        self._arena = np.empty((0, 0), np.float32)
+        self._n_uncut = len(plan.order.batches)
         self._slot_of = np.full(plan.grid.n_tiles, -1, dtype=np.int64)
         self._uses = np.bincount(plan.order.batch_tiles.items, minlength=plan.grid.n_tiles)
         self._waiting_for = np.bincount(plan.order.unit_batches.items, minlength=len(plan.order.batches))
@@ -84,17 +97,17 @@ class TileEngine:
         self._patience_s = STARVING_S
         self._uncut: dict[int, None] = {}
         self._cut_early_as: dict[int, NDArray[np.float32]] = {}
-        self._slots = Slots(plan.n_slots, background.loop)
+        self._slots = Slots(plan.n_slots, reader.loop)
         self._task: asyncio.Task[None] | None = None
         self._ready: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
 
     def start(self) -> None:
-        """Begin to fetch."""
+        """Begin to fetch, as soon as it is the stream's turn."""
 
         async def begin() -> None:
-            self._task = self._background.loop.create_task(self._fetch_all())
+            self._task = self._reader.loop.create_task(self._fetch_all())
 
-        self._background.run(begin())
+        self._reader.run(begin())
 
     def stop(self) -> None:
         """Stop fetching, and wait until it has stopped."""
@@ -103,9 +116,11 @@ class TileEngine:
             if self._task is not None:
                 self._task.cancel()
                 await asyncio.wait([self._task])
+            if self._n_uncut > len(self._uncut):
+                self._turn.leave()  # some batches will never be cut
 
-        if not self._background.is_gone:
-            self._background.run(end())
+        if not self._reader.is_gone:
+            self._reader.run(end())
 
     def next_batch(self) -> int:
         """Wait for a batch whose tiles are all there.
@@ -136,15 +151,15 @@ class TileEngine:
             batch = next(iter(self._uncut), None)
             if batch is not None:
                 self._patience_s = STARVING_S / 100
-                n_views = len(self._plan.order.batches[batch])
-                out = array_to_cut_into(n_views, self._plan.regions.size_px, None)
+                n_views = len(self.plan.order.batches[batch])
+                out = array_to_cut_into(n_views, self.plan.regions.size_px, None)
                 self._cut_now(batch, out)
                 self._cut_early_as[batch] = out
                 del self._uncut[batch]
 
     def cut(self, batch: int, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
         """Cut the boxes of a batch, in any thread, and give its tiles free; once."""
-        n_views, size_px = len(self._plan.order.batches[batch]), self._plan.regions.size_px
+        n_views, size_px = len(self.plan.order.batches[batch]), self.plan.regions.size_px
         if out is not None:
             array_to_cut_into(n_views, size_px, out)
         with self._claiming:
@@ -163,29 +178,37 @@ class TileEngine:
         return out
 
     def _cut_now(self, batch: int, out: NDArray[np.float32]) -> None:
-        plan = self._plan
+        plan = self.plan
         places = plan.regions.places[plan.order.batches[batch]]
         cut_boxes(self._arena, self._slot_of, places, plan.grid.geometry, out)
         self._release(batch)
 
     def _release(self, batch: int) -> None:
-        tiles = self._plan.order.batch_tiles[batch]
+        tiles = self.plan.order.batch_tiles[batch]
         with self._lock:
             self._uses[tiles] -= 1
             unused = tiles[self._uses[tiles] == 0]
             slots = self._slot_of[unused].tolist()
             self._slot_of[unused] = -1
+            self._n_uncut -= 1
+            is_last_cut = self._n_uncut == 0
         self._slots.give(slots)
+        if is_last_cut and self._is_last:
+            self._reader.call(self._turn.leave)
 
     async def _fetch_all(self) -> None:
+        plan = self.plan
         try:
+            # what comes after this group is not planned yet: it may need all the memory there is
+            await self._turn.enter(plan.memory_bytes if self._is_last else self._turn.most_bytes)
+            self._arena = np.empty((plan.n_slots, plan.grid.tile_items), np.float32)
             async with asyncio.TaskGroup() as group:
                 await self._start_units(group)
         except* Exception as errors:
             self._ready.put(_first(errors))
 
     async def _start_units(self, group: asyncio.TaskGroup) -> None:
-        plan = self._plan
+        plan = self.plan
         window = Window(plan.window_bytes)
         for unit in range(len(plan.order.units)):
             tiles = plan.order.units[unit]
@@ -195,9 +218,11 @@ class TileEngine:
             await window.enter(size)
             task = group.create_task(self._load(unit, tiles, slots))
             task.add_done_callback(partial(window.leave, size))
+        if self._is_last:
+            self._turn.pass_on()
 
     async def _load(self, unit: int, tiles: NDArray[np.int64], slots: NDArray[np.int64]) -> None:
-        plan = self._plan
+        plan = self.plan
         chunk = int(plan.order.unit_chunks[unit])
         layout, position = plan.regions.locate(chunk)
         target = TileTarget(layout, self._arena, tiles - chunk * plan.grid.tiles_per_chunk, slots)
@@ -205,7 +230,7 @@ class TileEngine:
         if self._loader.is_waiting:
             await self._loader.load(layout, position, target, whole=whole)
         else:
-            await self._background.decode(self._load_now, layout, position, target, whole)
+            await self._reader.decode(self._load_now, layout, position, target, whole)
         batches = plan.order.unit_batches[unit]
         self._waiting_for[batches] -= 1
         for batch in batches[self._waiting_for[batches] == 0].tolist():

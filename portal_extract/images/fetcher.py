@@ -112,6 +112,8 @@ class Fetcher:
         Attempts, time limits, requests in flight.
     observer
         Told of the bytes that arrive.
+    limit
+        Requests in flight, shared with other fetchers; None for a limit of one's own.
 
     Attributes
     ----------
@@ -119,13 +121,19 @@ class Fetcher:
         Versions (ETags) of the MRC files opened, by address.
     """
 
-    def __init__(self, store: Store, reading: ReadOptions, observer: Observer = ignore) -> None:
+    def __init__(
+        self,
+        store: Store,
+        reading: ReadOptions,
+        observer: Observer = ignore,
+        limit: RequestLimit | None = None,
+    ) -> None:
         self.store = store
         self._reading = reading
         self._observer = observer
         self._hedges = 0
         self.versions: dict[str, str] = {}
-        self.limit = RequestLimit(reading.requests_in_flight)
+        self.limit = limit or RequestLimit(reading.requests_in_flight)
 
     async def get(
         self,

@@ -5,19 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from portal_extract.errors import PortalExtractError
 from portal_extract.extraction.views import positions_px
+from portal_extract.images.options import ReadOptions
+from portal_extract.images.reader import open_reader
 from portal_extract.model import Floats, Ints
 from portal_extract.reconstruction.accumulate import Accumulator
 from portal_extract.reconstruction.options import ReconstructOptions
 from portal_extract.reconstruction.parts import Part, StackImages
 from portal_extract.reconstruction.sums import PREFIX, Sums, SumsFile, find_sums, write_sums
 from portal_extract.reconstruction.tasks import SumConsumer, SumTask
-from portal_extract.running.engine import run_streams
+from portal_extract.running.ahead import Opener
+from portal_extract.running.engine import Opened, run_streams
 from portal_extract.running.events import Note, Observer, StageAdvanced
 from portal_extract.running.guard import Guard
 from portal_extract.running.schedulers import Place, failure_of, n_workers, run_units
@@ -118,16 +122,18 @@ class Summing:
                 return done
             task = SumTask(todo, self.options, self.n_halves, self.map_pixel_angst)
             checkpoints = _Checkpoints(self, done)
-            opened = task.open_with(done.halves, place.run, workers, observer, checkpoints)
-            consumer = opened[1]
-            try:
-                run_streams([lambda opened=opened: opened], workers)  # type: ignore[misc]
-            except PortalExtractError as error:
-                if place.run.on_error != "skip" or consumer.failed_part is None:
-                    raise
-                failures.append(self._skip(consumer, todo, error, observer))
-            else:
-                return done
+            with open_reader(ReadOptions.of_run(place.run, place.run.memory_bytes, 1, workers)) as reader:
+                stream, consumer = task.open_with(
+                    done.halves, place.run, workers, observer, reader, checkpoints
+                )
+                try:
+                    run_streams([Opener(partial(Opened, stream, consumer))], workers)
+                except PortalExtractError as error:
+                    if place.run.on_error != "skip" or consumer.failed_part is None:
+                        raise
+                    failures.append(self._skip(consumer, todo, error, observer))
+                else:
+                    return done
             # some of the part that failed is in the sums: go back to what is on disk
             finished = find_sums(self.folder, self.stamp)
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portal_extract.images.boxes import PatchBatch
-from portal_extract.images.stream import stream_patches
+from portal_extract.images.reader import Reader
+from portal_extract.images.stream import PatchStream, open_patches
 from portal_extract.model import Ints
 from portal_extract.options import RunOptions
 from portal_extract.reconstruction.accumulate import Accumulator
@@ -22,6 +23,7 @@ from portal_extract.reconstruction.parts import Part
 from portal_extract.reconstruction.slices import SliceMaker, make_slice_maker
 from portal_extract.reconstruction.stacks import stack_batches
 from portal_extract.reconstruction.sums import Sums, write_sums
+from portal_extract.running.ahead import Ahead, Opener
 from portal_extract.running.events import Observer, StageAdvanced
 from portal_extract.running.tally import Tally
 from portal_extract.running.units import UnitResult
@@ -65,12 +67,17 @@ class SumTask:
         """Name of the first tilt series."""
         return self.parts[0].name
 
+    @property
+    def may_open_early(self) -> bool:
+        """No: the sums of a task take their memory when it is opened."""
+        return False
+
     def open(
-        self, run: RunOptions, workers: int, observer: Observer
-    ) -> tuple[Iterator[PatchBatch], SumConsumer]:
-        """Open the stream of patches of all parts, and the consumer that takes them, with sums of its own."""
+        self, run: RunOptions, workers: int, observer: Observer, reader: Reader
+    ) -> tuple[SumStream, SumConsumer]:
+        """Make the stream of patches of all parts, and the consumer that takes them, with sums of its own."""
         halves = [Accumulator.empty(self.options.box_size) for _ in range(self.n_halves)]
-        return self.open_with(halves, run, workers, observer)
+        return self.open_with(halves, run, workers, observer, reader)
 
     def open_with(
         self,
@@ -78,14 +85,51 @@ class SumTask:
         run: RunOptions,
         workers: int,
         observer: Observer,
+        reader: Reader,
         part_done: PartDone | None = None,
-    ) -> tuple[Iterator[PatchBatch], SumConsumer]:
+    ) -> tuple[SumStream, SumConsumer]:
         """Add to sums that are given."""
         n_tilts = max(part.project.tilt_series[0].n_tilts for part in self.parts)
         budget = plan_memory(self.options, self.n_halves, n_tilts, run, workers)
         inserter = OrderedInserter(halves, budget.n_slabs, budget.room)
         consumer = SumConsumer(self, inserter, observer, part_done)
-        return consumer.stream(budget), consumer
+        return SumStream(consumer, budget, reader), consumer
+
+
+@dataclass(frozen=True)
+class SumStream:
+    """The patches of a task; see :meth:`SumConsumer.stream`."""
+
+    consumer: SumConsumer
+    budget: Budget
+    reader: Reader
+
+    def prepare(self) -> None:
+        """Do nothing: parts are prepared one by one."""
+
+    def __iter__(self) -> Iterator[PatchBatch]:
+        return self.consumer.stream(self.budget, self.reader)
+
+    def close(self) -> None:
+        """Do nothing: the iterator closes what is open."""
+
+
+@dataclass(frozen=True)
+class _OpenPart:
+    """A part that is read."""
+
+    maker: SliceMaker
+    tally: Tally
+    patches: PatchStream | None
+    batches: Iterator[PatchBatch]
+
+    def prepare(self) -> None:
+        if self.patches is not None:
+            self.patches.prepare()
+
+    def close(self) -> None:
+        if self.patches is not None:
+            self.patches.close()
 
 
 @dataclass
@@ -138,24 +182,31 @@ class SumConsumer:
         """Particles (0-based within the task) with images that are no good, and what was done."""
         return {particle: _told(n) for particle, n in sorted(self._bad.views.items())}
 
-    def stream(self, budget: Budget) -> Iterator[PatchBatch]:
+    def stream(self, budget: Budget, reader: Reader) -> Iterator[PatchBatch]:
         """Patches of one part after the other; their views are counted through all parts."""
         complete, index, start = False, 0, 0
         try:
             first = 0
-            for index, part in enumerate(self._task.parts):
-                start = self._inserter.n_numbered
-                tally = Tally(self._observer)
-                maker = self._prepare(part, budget, tally)
-                for batch in self._open(part, maker, budget, tally):
-                    number = self._inserter.next_number()
-                    if self._inserter.has_failed:
-                        return
-                    views = batch.views + first
-                    self._expected[int(views[0])] = _Expected(number, index, maker, batch.views)
-                    yield PatchBatch(views, partial(self._cut, index, batch))
-                first += len(maker.views)
-                self._inserter.when_done(partial(self._conclude, index, tally, len(maker.views)))
+            with Ahead(self._openers(budget, reader)) as ahead:
+                for index in range(len(self._task.parts)):
+                    start = self._inserter.n_numbered
+                    opened = ahead.take()
+                    ahead.look_ahead()
+                    try:
+                        for batch in opened.batches:
+                            number = self._inserter.next_number()
+                            if self._inserter.has_failed:
+                                return
+                            views = batch.views + first
+                            self._expected[int(views[0])] = _Expected(
+                                number, index, opened.maker, batch.views
+                            )
+                            yield PatchBatch(views, partial(self._cut, index, batch))
+                    finally:
+                        opened.close()
+                    n_views = len(opened.maker.views)
+                    first += n_views
+                    self._inserter.when_done(partial(self._conclude, index, opened.tally, n_views))
             complete = True
         except Exception:
             # the parts before this one are on their way: they may still be put on disk
@@ -166,19 +217,21 @@ class SumConsumer:
             if not complete:
                 self._inserter.fail()
 
-    def _prepare(self, part: Part, budget: Budget, observer: Observer) -> SliceMaker:
-        task = self._task
-        return make_slice_maker(
-            part, task.options, task.n_halves, task.map_pixel_angst, budget.reading, observer
-        )
+    def _openers(self, budget: Budget, reader: Reader) -> Iterator[Opener[_OpenPart]]:
+        for part in self._task.parts:
+            yield Opener(partial(self._open, part, budget, reader), not self._task.options.whiten)
 
-    def _open(
-        self, part: Part, maker: SliceMaker, budget: Budget, observer: Observer
-    ) -> Iterator[PatchBatch]:
-        if part.stacks is not None:
-            return stack_batches(part.stacks, maker.views, budget.batch_views, observer)
+    def _open(self, part: Part, budget: Budget, reader: Reader) -> _OpenPart:
+        task, tally = self._task, Tally(self._observer)
+        maker = make_slice_maker(
+            part, task.options, task.n_halves, task.map_pixel_angst, budget.reading, tally
+        )
         views = maker.views
-        return stream_patches(views.series.image_stack, views.boxes, budget.reading, observer)
+        if part.stacks is not None:
+            batches = stack_batches(part.stacks, views, budget.batch_views, tally)
+            return _OpenPart(maker, tally, None, batches)
+        patches = open_patches(views.series.image_stack, views.boxes, budget.reading, tally, reader)
+        return _OpenPart(maker, tally, patches, iter(patches))
 
     def _cut(self, part: int, batch: PatchBatch, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
         try:

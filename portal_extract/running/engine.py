@@ -7,15 +7,17 @@ overlap, also from one tilt series to the next.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from portal_extract.images.boxes import PatchBatch
+from portal_extract.running.ahead import Ahead, Opener
 
 
 class ViewConsumer(Protocol):
@@ -28,19 +30,46 @@ class ViewConsumer(Protocol):
         """Conclude; called once, after the last patch was consumed."""
 
 
-Opener = Callable[[], tuple[Iterator[PatchBatch], ViewConsumer]]
+class Stream(Protocol):
+    """Patches of one tilt series; iterated over once."""
+
+    def prepare(self) -> None:
+        """Look at the files, and begin to read as soon as the streams before let it."""
+
+    def __iter__(self) -> Iterator[PatchBatch]: ...
+
+    def close(self) -> None:
+        """Stop reading, and give everything free."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A stream and the consumer that takes its patches."""
+
+    stream: Stream
+    consumer: ViewConsumer
+
+    def prepare(self) -> None:
+        """Prepare the stream."""
+        self.stream.prepare()
+
+    def close(self) -> None:
+        """Close the stream."""
+        self.stream.close()
+
 
 Failed = Callable[[int, Exception], bool]
 """Told the number of a stream that failed and why; says whether further streams are to be opened."""
 
 
-def run_streams(openers: Iterable[Opener], workers: int, failed: Failed | None = None) -> None:
+def run_streams(openers: Iterable[Opener[Opened]], workers: int, failed: Failed | None = None) -> None:
     """Run streams one after the other, their computations on ``workers`` threads.
 
     Parameters
     ----------
     openers
-        Each opens a stream and its consumer; called when the stream before it has been read.
+        Each opens a stream and its consumer, when the stream before it has been read or, if it may be
+        early, while that is read.
     workers
         Number of computing threads; at most twice as many batches wait at a time.
     failed
@@ -56,10 +85,11 @@ def run_streams(openers: Iterable[Opener], workers: int, failed: Failed | None =
     with ThreadPoolExecutor(workers, thread_name_prefix="compute") as pool:
         engine = _Engine(pool, workers, failed or _surface)
         try:
-            for number, opener in enumerate(openers):
-                if not engine.is_open:
-                    break
-                engine.read(number, opener)
+            with Ahead(openers) as ahead:
+                for number in count():
+                    if ahead.is_over or not engine.is_open:
+                        break
+                    engine.read(number, ahead)
             engine.settle(block=True)
         except BaseException:
             engine.stop.set()
@@ -92,23 +122,31 @@ class _Engine:
         self.is_open = True
         """Whether further streams are to be opened."""
 
-    def read(self, number: int, opener: Opener) -> None:
-        """Read a stream to its end, or until it fails."""
+    def read(self, number: int, ahead: Ahead[Opened]) -> None:
+        """Read the next stream to its end, or until it fails."""
         unit = _Unit(number)
         self._units.append(unit)
-        stream = self._open(unit, opener)
+        opened = self._open(unit, ahead)
+        if opened is not None:
+            ahead.look_ahead()
+            self._read(unit, opened)
+        unit.is_read = True
+        # after a failure, know what is to become of the others before another stream is opened
+        self.settle(block=unit.error is not None)
+        if opened is None and self.is_open:
+            ahead.look_ahead()
+
+    def _read(self, unit: _Unit, opened: Opened) -> None:
+        batches = iter(opened.stream)
         try:
-            while (batch := self._next(unit, stream)) is not None:
+            while (batch := self._next(unit, batches)) is not None:
                 self._room.acquire()
                 self.settle(block=False)
                 unit.pending.add(self._pool.submit(self._compute, batch, unit))
         finally:
-            close = getattr(stream, "close", None)
-            if close is not None:
-                close()
-        unit.is_read = True
-        # after a failure, know what is to become of the others before another stream is opened
-        self.settle(block=unit.error is not None)
+            if isinstance(batches, Generator):
+                batches.close()
+            opened.close()
 
     def settle(self, block: bool) -> None:
         """Conclude the units all of whose computations are over; wait for all units if asked."""
@@ -125,19 +163,20 @@ class _Engine:
                 return
             wait({f for unit in self._units for f in unit.pending}, return_when=FIRST_COMPLETED)
 
-    def _open(self, unit: _Unit, opener: Opener) -> Iterator[PatchBatch]:
+    def _open(self, unit: _Unit, ahead: Ahead[Opened]) -> Opened | None:
         try:
-            stream, unit.consumer = opener()
+            opened = ahead.take()
         except Exception as error:
             unit.error = error
-            return iter(())
-        return iter(stream)
+            return None
+        unit.consumer = opened.consumer
+        return opened
 
-    def _next(self, unit: _Unit, stream: Iterator[PatchBatch]) -> PatchBatch | None:
+    def _next(self, unit: _Unit, batches: Iterator[PatchBatch]) -> PatchBatch | None:
         if unit.error is not None:
             return None
         try:
-            return next(stream, None)
+            return next(batches, None)
         except Exception as error:
             unit.error = error
             return None

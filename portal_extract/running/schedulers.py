@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portal_extract.errors import OutputError
-from portal_extract.images.boxes import PatchBatch
+from portal_extract.images.options import ReadOptions
+from portal_extract.images.reader import Reader, open_reader
 from portal_extract.options import RunOptions
-from portal_extract.running.engine import Opener, ViewConsumer, run_streams
+from portal_extract.running.ahead import Opener
+from portal_extract.running.engine import Opened, run_streams
 from portal_extract.running.events import Note, Observer
 from portal_extract.running.guard import Guard
 from portal_extract.running.memory import keep_freed_memory
@@ -159,7 +161,7 @@ def run_on_threads(
     done: Done,
     failed: Callable[[UnitTask, Exception], bool] | None = None,
 ) -> None:
-    """Run units one after the other on the threads of this process; reading runs ahead.
+    """Run units one after the other on the threads of this process; reading runs ahead, also to the next one.
 
     Parameters
     ----------
@@ -177,26 +179,27 @@ def run_on_threads(
     workers = n_workers(run)
     running: dict[int, UnitTask] = {}
 
-    def openers() -> Iterator[Opener]:
+    def openers(reader: Reader) -> Iterator[Opener[Opened]]:
         for number, task in enumerate(tasks):
             running[number] = task
-            yield partial(open_unit, number, task)
+            yield Opener(partial(open_unit, number, task, reader), task.may_open_early)
 
-    def open_unit(number: int, task: UnitTask) -> tuple[Iterator[PatchBatch], ViewConsumer]:
+    def open_unit(number: int, task: UnitTask, reader: Reader) -> Opened:
         def finished(result: UnitResult) -> None:
             done(result)
             del running[number]
 
         tally = Tally(observer)
-        stream, consumer = task.open(run, workers, tally)
-        return stream, _Reporting(task, consumer, tally, finished)
+        stream, consumer = task.open(run, workers, tally, reader)
+        return Opened(stream, _Reporting(task, consumer, tally, finished))
 
     def unit_failed(number: int, error: Exception) -> bool:
         if failed is None:
             raise error
         return failed(running.pop(number), error)
 
-    run_streams(openers(), workers, unit_failed)
+    with open_reader(ReadOptions.of_run(run, run.memory_bytes, 1, workers)) as reader:
+        run_streams(openers(reader), workers, unit_failed)
 
 
 class _Reporting:

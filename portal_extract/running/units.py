@@ -5,13 +5,13 @@ A task can be pickled and holds no open file, no filesystem and no pixel; what c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from portal_extract.images.boxes import PatchBatch
+from portal_extract.images.reader import Reader
 from portal_extract.options import RunOptions
-from portal_extract.running.engine import ViewConsumer
+from portal_extract.running.engine import Stream, ViewConsumer
 from portal_extract.running.events import Observer
 
 
@@ -106,10 +106,14 @@ class UnitTask(Protocol):
     def label(self) -> str:
         """How messages name the unit: its tilt series."""
 
+    @property
+    def may_open_early(self) -> bool:
+        """Whether opening reads no pixels, so that it may happen while another unit is read."""
+
     def open(
-        self, run: RunOptions, workers: int, observer: Observer
-    ) -> tuple[Iterator[PatchBatch], UnitConsumer]:
-        """Open the stream of patches and the consumer that takes them."""
+        self, run: RunOptions, workers: int, observer: Observer, reader: Reader
+    ) -> tuple[Stream, UnitConsumer]:
+        """Make the stream of patches and the consumer that takes them."""
 
 
 def to_runs(numbers: Iterable[int]) -> list[list[int]]:
