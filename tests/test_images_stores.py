@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,13 @@ import pytest
 from images_support import blosc, cut_fast, cut_slowly, make_pixels, random_boxes, stack_of, write_zarr2
 
 from portal_extract.demo.object_server import ObjectServer
-from portal_extract.errors import AccessDeniedError, ImageFormatError, NotFoundError, ReadError
+from portal_extract.errors import (
+    AccessDeniedError,
+    ImageFormatError,
+    NotFoundError,
+    ReadError,
+    UnsupportedError,
+)
 from portal_extract.images.boxes import PatchBatch
 from portal_extract.images.layout import read_shape
 from portal_extract.images.lazy import open_lazily
@@ -67,6 +74,10 @@ def test_any_fsspec_address(store: Path, pixels: np.ndarray) -> None:
     try:
         found = cut_fast(stack_of("memory://images-test/a.zarr", SHAPE), boxes, READING)
         assert np.array_equal(found, cut_slowly(pixels, boxes))
+        # it does not tell versions, so that a cache could not be checked
+        cached = replace(READING, cache_dir=str(store / "cache"))
+        with pytest.raises(UnsupportedError, match=r"memory://images-test/a\.zarr.*leave out --cache-dir"):
+            cut_fast(stack_of("memory://images-test/a.zarr", SHAPE), boxes, cached)
     finally:
         memory.rm("/images-test", recursive=True)
     with pytest.raises(ReadError, match="nonsense://"):

@@ -24,7 +24,7 @@ class FsspecStore:
         Time limits.
     """
 
-    tells_progress = False
+    tells_progress = tells_versions = False
 
     def __init__(self, scheme: str, storage: Mapping[str, Any], reading: ReadOptions) -> None:
         import fsspec

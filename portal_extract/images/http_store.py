@@ -48,7 +48,7 @@ class HttpStore:
         Time limits and number of connections.
     """
 
-    tells_progress = True
+    tells_progress = tells_versions = True
 
     def __init__(self, storage: Mapping[str, Any], reading: ReadOptions) -> None:
         nested = storage.get("client_kwargs") or {}

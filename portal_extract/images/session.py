@@ -43,7 +43,7 @@ class Session:
     Raises
     ------
     UnsupportedError
-        Files of one tilt series in stores of different kinds.
+        Files of one tilt series in stores of different kinds, or a cache for a store that tells no versions.
     """
 
     def __init__(self, stack: ImageStack, reading: ReadOptions, observer: Observer, reader: Reader) -> None:
@@ -60,6 +60,13 @@ class Session:
             return Fetcher(store, reading, observer, reader.limit)
 
         self._fetcher = reader.run(connect())
+        if reading.cache_dir and not self._local and not self._fetcher.store.tells_versions:
+            raise UnsupportedError(
+                [
+                    f"{stack.uris[0]}: the cache needs to know when an object changes, which this kind of "
+                    "store does not tell; leave out --cache-dir"
+                ]
+            )
         if self._local:
             self.loader = UnitLoader(LocalSource(observer), reading, _at_once, is_waiting=False)
         else:

@@ -98,9 +98,12 @@ class Store(Protocol):
     ----------
     tells_progress
         Whether arriving bytes are told, so that a request that stalls can be told from a slow one.
+    tells_versions
+        Whether versions of objects may be told, so that what is kept of them can be checked.
     """
 
     tells_progress: bool
+    tells_versions: bool
 
     async def get(
         self,
@@ -145,7 +148,7 @@ class Store(Protocol):
 class LocalStore:
     """Files on a local or mounted disk."""
 
-    tells_progress = False
+    tells_progress = tells_versions = False
 
     async def get(
         self,
