@@ -64,6 +64,7 @@ def command(**values: Any) -> None:
         optimisation_set=values["optimisation_set"],
         tiltseries_relative_dir=values["tiltseries_relative_dir"],
         storage=storage,
+        requests_in_flight=values["requests"],
     )
     project = read_project(files)
     extract_and_report(project, options, run, values)

@@ -141,6 +141,7 @@ def local_command(**values: Any) -> None:
         optimisation_set=values["optimisation_set"],
         tiltseries_relative_dir=values["tiltseries_relative_dir"],
         storage=storage,
+        requests_in_flight=values["requests"],
     )
     project = read_project(files, no_images if from_stacks else None)
     reconstruct_and_report(project, options, values, from_stacks=from_stacks)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from portal_extract.errors import PortalExtractError
+
+if TYPE_CHECKING:
+    from portal_extract.images.reader import Reader
 
 Coding = Literal["raw", "blosc", "pipeline"]
 
@@ -200,9 +206,42 @@ def read_layouts(uris: Sequence[str], storage: Mapping[str, Any]) -> dict[str, A
     ImageFormatError, AccessDeniedError, NotFoundError, ChunkReadError
         As :func:`read_shape`.
     """
-    from portal_extract.images.opening import open_layouts
     from portal_extract.images.options import ReadOptions
-    from portal_extract.images.running import run_alone
+    from portal_extract.images.reader import open_reader
 
     # up to 16 tilt series are looked at at a time: 32 requests in all
-    return run_alone(lambda: open_layouts(uris, storage, ReadOptions(requests_in_flight=2)))
+    with open_reader(ReadOptions(requests_in_flight=2)) as reader:
+        found = look_at(uris, storage, reader)
+    for one in found.values():
+        if isinstance(one, PortalExtractError):
+            raise one
+    return {uri: one for uri, one in found.items() if isinstance(one, ArrayLayout)}
+
+
+def look_at(
+    uris: Sequence[str], storage: Mapping[str, Any], reader: Reader
+) -> dict[str, ArrayLayout | PortalExtractError]:
+    """Layout of each of some stored arrays, or what is wrong with it.
+
+    Parameters
+    ----------
+    uris, storage
+        As for :func:`read_layouts`.
+    reader
+        Bounds the requests, also those of other threads that look at arrays.
+    """
+    from portal_extract.images.fetcher import Fetcher
+    from portal_extract.images.opening import open_layout
+
+    async def look(uri: str) -> ArrayLayout | PortalExtractError:
+        try:
+            store = await reader.store(uri, storage)
+            return await open_layout(Fetcher(store, reader.reading, limit=reader.limit), uri)
+        except PortalExtractError as error:
+            return error
+
+    async def look_at_all() -> list[ArrayLayout | PortalExtractError]:
+        return await asyncio.gather(*map(look, distinct))
+
+    distinct = list(dict.fromkeys(uris))
+    return dict(zip(distinct, reader.run(look_at_all()), strict=True))

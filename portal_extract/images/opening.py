@@ -4,36 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from portal_extract.errors import ImageFormatError, NotFoundError
 from portal_extract.images.fetcher import Fetcher
 from portal_extract.images.layout import ArrayLayout, is_mrc_uri, mrc_layout
-from portal_extract.images.options import ReadOptions
 from portal_extract.images.store import (
     Body,
     MissingObjectError,
     is_local,
     local_path,
-    open_store,
 )
 from portal_extract.images.zarr_metadata import full_size_level, layout_v2, layout_v3, parse_json
 
 MRC_HEADER_BYTES = 1024
-
-
-async def open_layouts(
-    uris: Sequence[str], storage: Mapping[str, Any], reading: ReadOptions
-) -> dict[str, ArrayLayout]:
-    """Layouts of stored arrays, with a store opened for the purpose; see :func:`open_layout`."""
-    distinct = list(dict.fromkeys(uris))
-    store = open_store(distinct[0], storage, reading)
-    try:
-        fetcher = Fetcher(store, reading)
-        return await open_layouts_with(fetcher, distinct)
-    finally:
-        await store.close()
 
 
 async def open_layouts_with(fetcher: Fetcher, uris: Sequence[str]) -> dict[str, ArrayLayout]:

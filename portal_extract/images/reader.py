@@ -98,6 +98,8 @@ class Reader:
 
     Attributes
     ----------
+    reading
+        As above.
     loop, pool
         The event loop, and the decoding threads.
     limit
@@ -107,7 +109,7 @@ class Reader:
     """
 
     def __init__(self, reading: ReadOptions) -> None:
-        self._reading = reading
+        self.reading = reading
         self._stores: dict[str, Store] = {}
         self._lock = threading.Lock()
         self._is_closing = False
@@ -187,7 +189,7 @@ class Reader:
         kind = "" if is_local(uri) else uri.split("://")[0]
         key = repr((kind, sorted(storage.items(), key=repr)))
         if key not in self._stores:
-            self._stores[key] = open_store(uri, storage, self._reading)
+            self._stores[key] = open_store(uri, storage, self.reading)
         return self._stores[key]
 
     def close(self) -> None:

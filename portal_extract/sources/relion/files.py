@@ -38,6 +38,8 @@ class ProjectFiles:
         directory (RELION's project directory).
     storage
         Options for remote stores of images, e.g. ``{"endpoint_url": ...}`` for S3.
+    requests_in_flight
+        Concurrent requests to remote stores, for the headers of images.
     """
 
     particles: str | None = None
@@ -46,6 +48,7 @@ class ProjectFiles:
     optimisation_set: str | None = None
     tiltseries_relative_dir: str | None = None
     storage: Mapping[str, Any] = field(default_factory=dict)
+    requests_in_flight: int = 32
 
 
 def read_project(files: ProjectFiles, images: ImageStackFactory | None = None) -> Project:
@@ -92,8 +95,14 @@ def read_project(files: ProjectFiles, images: ImageStackFactory | None = None) -
     if chosen.trajectories is not None:
         trajectories = read_trajectories(chosen.trajectories, len(tables.particles))
     called = TableNames(chosen.particles, chosen.tomograms, chosen.trajectories or "", tilt_files)
-    factory = images or FileImages(chosen.tiltseries_relative_dir, chosen.storage)
-    return build_project(tables, factory, trajectories=trajectories, table_names=called)
+    if images is not None:
+        return build_project(tables, images, trajectories=trajectories, table_names=called)
+    from portal_extract.images.options import ReadOptions
+    from portal_extract.images.reader import open_reader
+
+    with open_reader(ReadOptions(requests_in_flight=chosen.requests_in_flight)) as reader:
+        named = FileImages(reader, chosen.tiltseries_relative_dir, chosen.storage)
+        return build_project(tables, named, trajectories=trajectories, table_names=called)
 
 
 def resolve_optimisation_set(files: ProjectFiles) -> tuple[ProjectFiles, str | None]:

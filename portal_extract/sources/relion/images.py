@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from portal_extract.model import ImageStack, Ints
 from portal_extract.relion_io.mrc import read_header
 from portal_extract.sources.relion.columns import names, rows
 from portal_extract.sources.relion.tilts import TomogramTables
+
+if TYPE_CHECKING:
+    from portal_extract.images.reader import Reader
 
 URI_LABEL = "tomoTiltSeriesURI"
 STACK_LABEL = "rlnTomoTiltSeriesName"
@@ -46,8 +49,11 @@ class FileImages:
         Folder that local paths are relative to; None for the current directory.
     storage
         Options for remote stores.
+    reader
+        Looks at remote files.
     """
 
+    reader: Reader
     relative_dir: str | None = None
     storage: Mapping[str, Any] = field(default_factory=dict)
 
@@ -78,13 +84,19 @@ class FileImages:
 
     def _shapes(self, tomogram: TomogramTables, uris: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
         """Shape of each file; an error names the row that needs it."""
+        from portal_extract.images.layout import is_mrc_uri, look_at
+
         shapes: dict[str, tuple[int, int, int]] = {}
         errors: dict[str, PortalExtractError] = {}
-        for uri in dict.fromkeys(uris):
-            try:
-                shapes[uri] = self.shape(uri)
-            except (NotFoundError, ReadError) as error:
-                errors[uri] = error
+        distinct = list(dict.fromkeys(uris))
+        local = {uri for uri in distinct if is_mrc_uri(uri) and not _REMOTE.match(uri)}
+        others = look_at([uri for uri in distinct if uri not in local], self.storage, self.reader)
+        for uri in distinct:
+            found = _local_shape(uri) if uri in local else others[uri]
+            if isinstance(found, PortalExtractError):
+                errors[uri] = found
+            else:
+                shapes[uri] = found if isinstance(found, tuple) else found.shape
         if errors:
             uri, first = next(iter(errors.items()))
             more = f"; {len(errors) - 1} more files of it are wrong too" if len(errors) > 1 else ""
@@ -102,13 +114,12 @@ class FileImages:
             return name
         return os.path.abspath(os.path.join(self.relative_dir or "", name))
 
-    def shape(self, uri: str) -> tuple[int, int, int]:
-        """Sections, rows and columns of an image file."""
-        from portal_extract.images.layout import is_mrc_uri, read_shape
 
-        if is_mrc_uri(uri) and not _REMOTE.match(uri):
-            return read_header(uri).shape
-        return read_shape(uri, self.storage)
+def _local_shape(path: str) -> tuple[int, int, int] | PortalExtractError:
+    try:
+        return read_header(path).shape
+    except (NotFoundError, ReadError) as error:
+        return error
 
 
 def _named_images(tomogram: TomogramTables) -> tuple[list[str], Ints]:
