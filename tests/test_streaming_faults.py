@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -81,9 +83,14 @@ def test_passing_faults_change_nothing(server: ObjectServer, expected, kind: str
     assert len(entries) > len({(entry.path, entry.range_header) for entry in entries})
 
 
-@pytest.mark.parametrize("kind", ["old", "mrc"])
-def test_a_store_that_is_away_for_a_while(world: Path, server: ObjectServer, expected, kind: str) -> None:
-    asked, back = threading.Event(), []
+@pytest.mark.parametrize(
+    ("kind", "away_s"),
+    [("old", 3), ("mrc", 3), pytest.param("new", 20, marks=pytest.mark.timeout(120))],
+)
+def test_a_store_that_is_away_for_a_while(
+    world: Path, server: ObjectServer, expected, kind: str, away_s: float
+) -> None:
+    asked, back, refused_connections = threading.Event(), [], []
 
     def hold(request: Request) -> Fault | None:
         if request.number < 6:
@@ -94,18 +101,26 @@ def test_a_store_that_is_away_for_a_while(world: Path, server: ObjectServer, exp
     def interrupt() -> None:
         asked.wait(30)
         server.close()
-        time.sleep(3)
+        time.sleep(away_s)
+        with socket.socket() as probe:
+            refused_connections.append(probe.connect_ex(("127.0.0.1", server.port)))
         back.append(ObjectServer(world / "store", port=server.port).start())
 
     server.fault = hold
     meanwhile = threading.Thread(target=interrupt)
     meanwhile.start()
+    began_s = time.monotonic()
     code = extract(kind, server.url)
+    lasted_s = time.monotonic() - began_s
     meanwhile.join()
     again = back[0]
     n_later = again.log.count()
     again.close()
     assert code == 0
+    assert refused_connections == [errno.ECONNREFUSED]
+    assert lasted_s > away_s
+    # pixels were read before and after
+    assert any("/." not in entry.path and entry.status in (200, 206) for entry in server.log.entries)
     assert n_later > 0
     assert_same(Path("out"), expected[kind])
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 HEADER_BYTES = 16
 _FORMAT_VERSIONS = (1, 2)
-_MEMCPYED = 0x02
+_SHUFFLED, _MEMCPYED, _BITS_SHUFFLED = 0x01, 0x02, 0x04
 _DONT_SPLIT = 0x10
 
 
@@ -76,7 +76,48 @@ class FrameTable:
     stops: NDArray[np.int64] = field(repr=False)
 
 
-def parse_header(data: bytes | memoryview, expected_bytes: int, object_bytes: int | None) -> FrameHeader:
+@dataclass(frozen=True)
+class FrameStyle:
+    """How the frames of an array are made, as its metadata tell.
+
+    A frame of another style decodes without an error, to other pixels.
+
+    Attributes
+    ----------
+    shuffle
+        0 for none, 1 for bytes, 2 for bits; None if it is not told.
+    item_bytes
+        Sizes of an item that may stand in a frame.
+    """
+
+    shuffle: int | None
+    item_bytes: tuple[int, ...]
+
+    def check(self, header: FrameHeader) -> None:
+        """Compare with a frame.
+
+        Raises
+        ------
+        FrameError
+            The frame is not what the metadata say.
+        """
+        if header.is_copied:
+            return
+        flags, item_bytes = header.version[2], header.version[3]
+        shuffle = (1 if flags & _SHUFFLED else 0) + (2 if flags & _BITS_SHUFFLED else 0)
+        if self.shuffle not in (None, shuffle) or item_bytes not in self.item_bytes:
+            raise FrameError(
+                f"the Blosc frame is shuffled in another way ({shuffle}, items of {item_bytes} bytes) than "
+                "the metadata of the array say"
+            )
+
+
+def parse_header(
+    data: bytes | memoryview,
+    expected_bytes: int,
+    object_bytes: int | None,
+    style: FrameStyle | None = None,
+) -> FrameHeader:
     """Read and check the header of a frame.
 
     Parameters
@@ -87,6 +128,8 @@ def parse_header(data: bytes | memoryview, expected_bytes: int, object_bytes: in
         Size of the decoded chunk, from the array's metadata.
     object_bytes
         Size of the stored chunk, if known.
+    style
+        How the frame must be made, if that is known.
 
     Raises
     ------
@@ -109,6 +152,8 @@ def parse_header(data: bytes | memoryview, expected_bytes: int, object_bytes: in
         raise FrameError(f"an uncompressed Blosc frame of {n_bytes} bytes cannot have {stored_bytes}")
     if header.table_bytes > stored_bytes:
         raise FrameError(f"{header.n_blocks} Blosc blocks do not fit in {stored_bytes} bytes")
+    if style is not None:
+        style.check(header)
     return header
 
 
@@ -190,7 +235,9 @@ def decode_block(
     return out
 
 
-def decode_frame(stored: bytes | memoryview, expected_bytes: int) -> NDArray[np.uint8]:
+def decode_frame(
+    stored: bytes | memoryview, expected_bytes: int, style: FrameStyle | None = None
+) -> NDArray[np.uint8]:
     """Decode a whole frame.
 
     Parameters
@@ -199,6 +246,8 @@ def decode_frame(stored: bytes | memoryview, expected_bytes: int) -> NDArray[np.
         The frame.
     expected_bytes
         Size of the decoded data.
+    style
+        How the frame must be made, if that is known.
 
     Raises
     ------
@@ -206,7 +255,7 @@ def decode_frame(stored: bytes | memoryview, expected_bytes: int) -> NDArray[np.
         The frame is corrupt, or holds something else.
     """
     view = memoryview(stored)
-    header = parse_header(view, expected_bytes, len(view))
+    header = parse_header(view, expected_bytes, len(view), style)
     table = parse_table(view, header)
     out = np.empty(header.n_bytes, np.uint8)
     for block, (start, stop) in enumerate(zip(table.starts.tolist(), table.stops.tolist(), strict=True)):

@@ -43,7 +43,8 @@ class TileTarget:
 
     def fill(self) -> None:
         """Fill all tiles with the value of missing chunks."""
-        self.arena[self.slots] = self.layout.fill_value
+        with np.errstate(over="ignore"):
+            self.arena[self.slots] = self.layout.fill_value
 
     def place_pixels(self, data: NDArray[np.uint8]) -> None:
         """Take all tiles from the decoded bytes of a whole chunk."""
@@ -105,7 +106,9 @@ class TileTarget:
         FrameError
             The frame is corrupt.
         """
-        self.place_pixels(decode_frame(data, self.layout.chunk_items * self.layout.dtype.itemsize))
+        layout = self.layout
+        n_bytes = layout.chunk_items * layout.dtype.itemsize
+        self.place_pixels(decode_frame(data, n_bytes, layout.frame_style))
 
     def place_chunk(self, data: memoryview) -> None:
         """Decode a whole chunk of any other coding.

@@ -295,6 +295,9 @@ class Patience:
 
 
 async def _cancel(tasks: list[asyncio.Task[Body]]) -> None:
+    for task in tasks:
+        if task.done() and not task.cancelled():
+            task.exception()  # taken note of
     unfinished = [task for task in tasks if not task.done()]
     for task in unfinished:
         task.cancel()

@@ -132,7 +132,8 @@ class FrameTables:
         if kept is not None and body.is_unchanged:
             return kept, None
         data = body.part(segment.start, stop)
-        header = parse_header(data, expected, body.total if segment.stop is None else segment.n_bytes)
+        size = body.total if segment.stop is None else segment.n_bytes
+        header = parse_header(data, expected, size, layout.frame_style)
         if header.table_bytes > len(data):
             stop = segment.start + header.table_bytes
             body = await self.source.get(segment.uri, segment.start, stop, body.etag)
@@ -168,7 +169,8 @@ def kept_frame(
         return None
     etag, data = found
     try:
-        header = parse_header(data, layout.chunk_items * layout.dtype.itemsize, segment.n_bytes)
+        expected = layout.chunk_items * layout.dtype.itemsize
+        header = parse_header(data, expected, segment.n_bytes, layout.frame_style)
         return KnownFrame(layout, position, parse_table(data, header), etag)
     except FrameError:  # of an array that has another shape now
         return None

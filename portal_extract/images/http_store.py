@@ -55,7 +55,8 @@ class HttpStore:
         self._endpoint = storage.get("endpoint_url") or nested.get("endpoint_url")
         self._region = storage.get("region") or nested.get("region_name") or DEFAULT_REGION
         self._proxies: dict[str, str | None] = {}
-        self._largest_whole = max(reading.memory_bytes // 4, 64 * MIB)
+        # the largest chunks are of 256 x 256 x 256 numbers of 8 bytes, and a little more
+        self._largest_whole = max(reading.memory_bytes // 4, 256 * MIB)
         connector = aiohttp.TCPConnector(limit=reading.requests_in_flight, ttl_dns_cache=300)
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=reading.connect_timeout_s, sock_read=reading.stall_timeout_s
@@ -92,6 +93,8 @@ class HttpStore:
                 if unless is not None and response.status == 304:
                     return Body(b"", start, etag=unless, is_unchanged=True)
                 self._check_status(uri, response)
+                if etag is not None and response.headers.get("ETag", etag) != etag:
+                    raise AttemptError("the object has changed while it was read", is_lasting=True)
                 return await self._read(uri, response, start, stop, progress)
         except aiohttp.ClientConnectorDNSError as error:
             unknown = getattr(error.os_error, "errno", None) == socket.EAI_NONAME
@@ -119,16 +122,23 @@ class HttpStore:
                 "download it first"
             )
         length = response.content_length
+        most = self._largest_whole if stop is None or response.status == 200 else stop - max(start, 0)
+        if (length or 0) > most:
+            raise AttemptError(f"{length} bytes are announced, more than asked for", is_lasting=True)
         data = bytearray(length or 0)
         at = 0
         async for piece in response.content.iter_any():
             data[at : at + len(piece)] = piece
             at += len(piece)
+            if at > most:
+                raise AttemptError("more bytes arrive than asked for", is_lasting=True)
             if progress is not None:
                 progress.advance(len(piece))
         if length is not None and at != length:
             raise AttemptError(f"only {at} of {length} bytes arrived")
-        return Body(data, first, at if total is None else total, response.headers.get("ETag"))
+        if total is None and response.status == 200:
+            total = at
+        return Body(data, first, total, response.headers.get("ETag"))
 
     def _check_status(self, uri: str, response: aiohttp.ClientResponse) -> None:
         status = response.status
@@ -181,6 +191,8 @@ def _checked_range(response: aiohttp.ClientResponse, start: int, stop: int | Non
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if match is None:
         raise AttemptError("a partial answer does not say which part it is")
+    if max(map(len, match.groups())) > 18:
+        raise AttemptError("a partial answer of absurd size")
     first, last = int(match[1]), int(match[2])
     total = None if match[3] == "*" else int(match[3])
     wanted = max((total or 0) + start, 0) if start < 0 else start
@@ -193,4 +205,4 @@ def _checked_range(response: aiohttp.ClientResponse, start: int, stop: int | Non
 def _words(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    return str(error) or type(error).__name__
+    return ascii(" ".join(str(error).split())[:200])[1:-1] or type(error).__name__

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from portal_extract.errors import PortalExtractError
+from portal_extract.images.blosc import FrameStyle
 
 if TYPE_CHECKING:
     from portal_extract.images.reader import Reader
@@ -99,6 +100,18 @@ class ArrayLayout:
         """Number of pixels of a whole chunk."""
         z, y, x = self.chunk_shape
         return z * y * x
+
+    @cached_property
+    def frame_style(self) -> FrameStyle | None:
+        """How its Blosc frames are made, if chunks are Blosc frames."""
+        if self.codec.coding != "blosc":
+            return None
+        settings, size = dict(self.codec.steps[0]), self.dtype.itemsize
+        shuffle = settings.get("shuffle")
+        if shuffle == -1:  # numcodecs' own choice
+            shuffle = 2 if size == 1 else 1
+        sizes = {1, size, settings.get("typesize") or size}
+        return FrameStyle(shuffle if shuffle in (0, 1, 2) else None, tuple(sizes))
 
     @property
     def stored_bytes(self) -> int:

@@ -312,4 +312,4 @@ class UnitLoader:
 
 def _parse_frame(layout: ArrayLayout, data: memoryview) -> FrameTable:
     expected = layout.chunk_items * layout.dtype.itemsize
-    return parse_table(data, parse_header(data, expected, len(data)))
+    return parse_table(data, parse_header(data, expected, len(data), layout.frame_style))

@@ -104,7 +104,7 @@ def _entries(layout: ArrayLayout, data: bytes, limit: int) -> NDArray[np.uint64]
     if layout.index_has_checksum:
         data = _checked(data)
     entries = np.frombuffer(data, "<u8").reshape(-1, 2).astype(np.uint64)
-    stored = entries[entries[:, 0] != _MISSING]
+    stored = entries[(entries != _MISSING).any(axis=-1)]
     if (len(stored) and (stored > limit).any()) or (stored.sum(axis=1) > limit).any():
         raise FrameError("the table of the shard points outside the object")
     return entries

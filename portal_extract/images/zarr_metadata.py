@@ -15,6 +15,7 @@ MAX_ITEMS = 1 << 40
 MAX_CHUNK_BYTES = (1 << 31) - 1
 V3_TYPES = ("int8", "int16", "int32", "uint8", "uint16", "uint32", "float16", "float32", "float64")
 V2_KINDS = "iuf"
+V3_SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 PLAIN_CODECS = ("zlib", "gzip", "zstd", "lz4", "bz2", "lzma", "blosc")
 FILTERS = ("shuffle", "delta", "fixedscaleoffset", "crc32", "adler32", "fletcher32", "bitround")
 
@@ -31,7 +32,7 @@ def parse_json(uri: str, data: bytes | bytearray) -> Json:
     """
     try:
         document = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ImageFormatError(f"{uri} is no valid JSON: {error}") from error
     if not isinstance(document, dict):
         raise ImageFormatError(f"{uri} is no zarr metadata: it holds no JSON object")
@@ -46,12 +47,14 @@ def full_size_level(attributes: Json) -> str | None:
     attributes
         Attributes of the group, of OME-Zarr 0.4 (top level) or 0.5 (under ``ome``).
     """
-    holder = attributes.get("ome", attributes)
     try:
+        holder = attributes.get("ome", attributes)
         path = holder["multiscales"][0]["datasets"][0]["path"]
-    except (KeyError, IndexError, TypeError):
+    except (KeyError, IndexError, TypeError, AttributeError):
         return None
-    return path.strip("/") if isinstance(path, str) else None
+    if not isinstance(path, str) or "\0" in path or any(0xD800 <= ord(c) < 0xE000 for c in path):
+        return None
+    return path.strip("/")
 
 
 def layout_v2(array_uri: str, meta: Json) -> ArrayLayout:
@@ -135,12 +138,18 @@ def layout_v3(array_uri: str, meta: Json) -> ArrayLayout:
         inner = _triple(where, "chunk_shape", sharding["chunk_shape"]) if sharding else outer
         index = sharding.get("index_codecs", []) if sharding else []
         index_names = [config["name"] for config in index]
-        index_at_end = (sharding or {}).get("index_location", "end") == "end"
+        location = (sharding or {}).get("index_location", "end")
+        is_swapped = any((config.get("configuration") or {}).get("endian") == "big" for config in index)
         extra = len(codecs) > 1 and sharding is not None
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise ImageFormatError(f"{where} is incomplete or ill-formed ({error!r})") from None
-    if extra or index_names not in ([], ["bytes"], ["bytes", "crc32c"]):
+    if separator not in (".", "/"):
+        raise ImageFormatError(f"{where}: separator {separator!r} is unknown")
+    is_odd = location not in ("start", "end") or is_swapped
+    if extra or is_odd or index_names not in ([], ["bytes"], ["bytes", "crc32c"]):
         raise ImageFormatError(f"{where}: this way of sharding is not supported: {codecs}")
+    if math.prod(o // i for o, i in zip(outer, inner, strict=True)) * 16 > MAX_CHUNK_BYTES:
+        raise ImageFormatError(f"{where}: shards of {outer} in chunks of {inner} are absurd")
     if any(o % i for o, i in zip(outer, inner, strict=True)):
         raise ImageFormatError(f"{where}: shards of {outer} do not hold whole chunks of {inner}")
     return ArrayLayout(
@@ -153,7 +162,7 @@ def layout_v3(array_uri: str, meta: Json) -> ArrayLayout:
         separator=separator,
         prefix=f"c{separator}" if kind == "default" else "",
         shard_shape=outer if sharding else None,
-        index_at_end=index_at_end,
+        index_at_end=location == "end",
         index_has_checksum="crc32c" in index_names,
     )
 
@@ -171,7 +180,10 @@ def _codecs_v3(where: str, codecs: list[Json], dtype: np.dtype[Any]) -> tuple[np
         elif name == "bytes":
             dtype = dtype.newbyteorder(">" if settings.get("endian") == "big" else "<")
         elif name == "blosc":
-            steps.append(_step(where, {"id": "blosc"}))
+            shuffle = V3_SHUFFLES.get(str(settings.get("shuffle")))
+            steps.append(
+                _step(where, {"id": "blosc", "shuffle": shuffle, "typesize": settings.get("typesize")})
+            )
         elif name in ("gzip", "zstd"):
             steps.append(_step(where, {"id": name}))
         elif name == "crc32c":
@@ -220,7 +232,7 @@ def _bounded(
 def _dtype_v2(where: str, text: Any) -> np.dtype[Any]:
     try:
         dtype = np.dtype(text) if isinstance(text, str) else None
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):
         dtype = None
     if dtype is None or dtype.kind not in V2_KINDS or f"{dtype.kind}{dtype.itemsize}" in ("i8", "u8", "f16"):
         raise ImageFormatError(f"{where}: dtype {text!r} is not supported")
@@ -231,7 +243,10 @@ def _fill(where: str, value: Any) -> float:
     if value is None:
         return 0.0
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ImageFormatError(f"{where}: fill_value is out of range") from None
     named = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
     if isinstance(value, str) and value in named:
         return named[value]
