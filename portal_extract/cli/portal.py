@@ -117,7 +117,9 @@ def resolve(values: dict[str, Any], options: ExtractOptions | None) -> PortalRes
     if options is not None:
         assumptions.check_ctf(options.ctf)
     connection = PortalConnection.from_environment(
-        portal_url=values["portal_url"], s3_endpoint_url=values["s3_endpoint_url"]
+        portal_url=values["portal_url"],
+        s3_endpoint_url=values["s3_endpoint_url"],
+        requests_in_flight=values.get("requests", 32),
     )
     quiet = values["quiet"] or values["as_json"] or values.get("json_progress", False)
     try:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from portal_extract.errors import AccessDeniedError, ImageFormatError, NotFoundError
+from portal_extract.errors import AccessDeniedError, ImageFormatError, NotFoundError, PortalExtractError
 from portal_extract.model import ImageStack, Project
 from portal_extract.options import ExtractOptions
 from portal_extract.running.events import Note, Observer, StageFinished, StageStarted, ignore
@@ -35,8 +34,8 @@ from portal_extract.sources.portal.settings import (
 from portal_extract.sources.portal.tables import AnnotatedPicks, build_tables
 from portal_extract.sources.relion import TomogramTables, build_project
 
-#: metadata of images read at a time, where the portal does not tell their size
-_SHAPES_IN_FLIGHT = 16
+if TYPE_CHECKING:
+    from portal_extract.images.layout import ArrayLayout
 
 Joined = PortalTiltSeries | tuple[str, ...]
 
@@ -169,23 +168,33 @@ def _join_all(
         and None in (one.series.size_x, one.series.size_y, one.series.size_z)
     }
     if unknown:
-        with ThreadPoolExecutor(_SHAPES_IN_FLIGHT) as pool:
-            sized = pool.map(lambda one: _with_size(one, connection), unknown.values())
-            joined |= dict(zip(unknown, sized, strict=True))
+        joined |= _with_sizes(unknown, connection)
     return joined
 
 
-def _with_size(series: PortalTiltSeries, connection: PortalConnection) -> Joined:
-    """Take the image size and the number of sections from the stored array."""
-    from portal_extract.images.layout import read_shape
+def _with_sizes(
+    unknown: Mapping[tuple[int, int] | None, PortalTiltSeries], connection: PortalConnection
+) -> dict[tuple[int, int] | None, Joined]:
+    """Look at the stored arrays of tilt series."""
+    from portal_extract.images.layout import look_at
+    from portal_extract.images.options import ReadOptions
+    from portal_extract.images.reader import open_reader
 
-    uri = series.series.s3_omezarr_dir or ""
-    try:
-        sections, height, width = read_shape(uri, connection.storage)
-    except (NotFoundError, AccessDeniedError, ImageFormatError) as error:
+    uris = {key: one.series.s3_omezarr_dir or "" for key, one in unknown.items()}
+    with open_reader(ReadOptions(requests_in_flight=connection.requests_in_flight)) as reader:
+        found = look_at(list(uris.values()), connection.storage, reader)
+    return {key: _with_size(one, uris[key], found[uris[key]]) for key, one in unknown.items()}
+
+
+def _with_size(series: PortalTiltSeries, uri: str, found: ArrayLayout | PortalExtractError) -> Joined:
+    """Take the image size and the number of sections from the stored array."""
+    if isinstance(found, (NotFoundError, AccessDeniedError, ImageFormatError)):
         return (
-            f"tilt series {series.series.id} has no size on the portal, and its images do not tell: {error}",
+            f"tilt series {series.series.id} has no size on the portal, and its images do not tell: {found}",
         )
+    if isinstance(found, PortalExtractError):
+        raise found
+    sections, height, width = found.shape
     outside = [image.z_index for image in series.images if image.z_index >= sections]
     if outside:
         return (f"the portal has rows for z_index {outside[0]}, but {uri} has {sections} sections",)
