@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from portal_extract.errors import AccessDeniedError, PortalError, ReadError
 from portal_extract.images.fetcher import Fetcher
 from portal_extract.images.options import ReadOptions
-from portal_extract.images.running import run_alone
-from portal_extract.images.store import MissingObjectError, open_store
+from portal_extract.images.reader import Reader, open_reader
+from portal_extract.images.store import MissingObjectError
 from portal_extract.running.events import Observer, StageAdvanced, StageFinished, StageStarted, ignore
 from portal_extract.sources.portal.settings import BUCKET_REGION, PortalConnection
 
@@ -45,8 +45,15 @@ def read_objects(
     if not wanted:
         return {}
     observer(StageStarted(STAGE, len(wanted), "files"))
+    reading = ReadOptions(
+        requests_in_flight=connection.requests_in_flight,
+        attempts=connection.attempts,
+        backoff_s=connection.backoff_s,
+        deadline_s=connection.request_timeout_s,
+    )
     try:
-        return run_alone(lambda: _read_all(wanted, connection, observer))
+        with open_reader(reading) as reader:
+            return reader.run(_read_all(wanted, connection, reader, observer))
     except TimeoutError:
         raise PortalError(
             f"the portal's {len(wanted)} files of picks took longer than {connection.deadline_s:g} s: ask "
@@ -57,16 +64,10 @@ def read_objects(
 
 
 async def _read_all(
-    uris: list[str], connection: PortalConnection, observer: Observer
+    uris: list[str], connection: PortalConnection, reader: Reader, observer: Observer
 ) -> dict[str, bytes | ReadError]:
-    reading = ReadOptions(
-        requests_in_flight=connection.requests_in_flight,
-        attempts=connection.attempts,
-        backoff_s=connection.backoff_s,
-        deadline_s=connection.request_timeout_s,
-    )
-    store = open_store(uris[0], {"region": BUCKET_REGION, **connection.storage}, reading)
-    fetcher = Fetcher(store, reading, observer)
+    store = await reader.store(uris[0], {"region": BUCKET_REGION, **connection.storage})
+    fetcher = Fetcher(store, reader.reading, observer, reader.limit)
 
     async def read(uri: str) -> bytes | ReadError:
         try:
@@ -76,8 +77,5 @@ async def _read_all(
         observer(StageAdvanced(STAGE, 1))
         return bytes(body.data)
 
-    try:
-        async with asyncio.timeout(connection.deadline_s):
-            return dict(zip(uris, await asyncio.gather(*map(read, uris)), strict=True))
-    finally:
-        await store.close()
+    async with asyncio.timeout(connection.deadline_s):
+        return dict(zip(uris, await asyncio.gather(*map(read, uris)), strict=True))
