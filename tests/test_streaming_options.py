@@ -15,6 +15,9 @@ from streaming_world import KINDS, SHAPE, arguments, enter, extract, undisturbed
 
 from portal_extract.cli import main
 from portal_extract.demo.object_server import ObjectServer
+from portal_extract.extraction.forecast import Forecast, SeriesForecast
+from portal_extract.extraction.summary import SeriesSurvey
+from portal_extract.planning.estimate import ReadPlan
 
 MIB = 1 << 20
 
@@ -152,6 +155,28 @@ def test_what_was_fetched_before_is_planned_exactly(server: ObjectServer, capfd,
         inexact = 0.25 if found["is_estimate"] else 0
         assert sum(parts.values()) == pytest.approx(found["fetched_bytes"], rel=inexact)
         assert len(parts) == pytest.approx(found["requests"], rel=inexact)
+
+
+def test_a_plan_says_that_the_cache_is_left_out(server: ObjectServer, capfd) -> None:
+    for more, is_said in (["--cache-dir", "cache"], True), ([], False):
+        with pytest.raises(SystemExit):
+            main(["plan", "local", *arguments("new", server.url, *more)])
+        assert ("cache holds already is not counted" in capfd.readouterr().out) == is_said
+
+
+def test_memory_is_planned_for_two_tilt_series_where_both_fit() -> None:
+    def series(reader: int) -> SeriesForecast:
+        reading = ReadPlan(1, 1, 1, 1, 1, 1, 1, 1, reader, False)
+        return SeriesForecast(SeriesSurvey("TS", 1, 1, 1, {}), 1, 10 + reader, reading)
+
+    def planned(*readers: int) -> int:
+        return Forecast(tuple(map(series, readers)), 100).memory_bytes
+
+    assert planned() == 0
+    assert planned(40) == 50
+    assert planned(40, 30) == 80
+    assert planned(40, 80, 20) == 90  # 10 + 40 + 80 do not fit, nor 10 + 80 + 20
+    assert planned(20, 30, 60) == 100
 
 
 def test_what_is_left_out_costs_nothing(server: ObjectServer, world: Path, tmp_path: Path) -> None:

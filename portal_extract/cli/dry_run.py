@@ -132,6 +132,8 @@ def forecast_lines(
     if bandwidth is not None:
         took = _about(reading, human_seconds(reading.seconds(bandwidth)))
         lines.append(f"  fetching takes {took} at {human_bytes(bandwidth)}/s")
+    if run.cache_dir is not None:
+        lines.append(f"  what {run.cache_dir} holds already is not counted")
     if reading.is_estimate:
         lines.append("  ~ is estimated from the table of one chunk of each array")
     if output_dir is not None and (Path(output_dir) / "particles.star").exists() and not run.overwrite:

@@ -283,9 +283,7 @@ class UnitLoader:
     async def _load_frame(self, layout: ArrayLayout, segment: Segment, target: TileTarget) -> None:
         body = await self.source.get(segment.uri, segment.start, segment.stop)
         data = body.part(segment.start, segment.stop)
-        await self._place_frame(await self.decode(_parse_frame, layout, data), data, target)
-
-    async def _place_frame(self, table: FrameTable, data: memoryview, target: TileTarget) -> None:
+        table = await self.decode(_parse_frame, layout, data)
         if target.tiles_are_blocks(table):
             await self.decode(target.place_blocks, table, data, 0, np.arange(len(target.tiles)))
         else:
