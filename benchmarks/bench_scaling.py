@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import pandas as pd
 
 from portal_extract.extraction import job
 from portal_extract.extraction.resume import left_to_do, still_there
@@ -33,6 +32,7 @@ from portal_extract.model import ImageStack, OpticsGroup, ParticleSet, Project, 
 from portal_extract.options import ExtractOptions, RunOptions
 from portal_extract.relion_io.mrc import write_stack
 from portal_extract.relion_io.paths import stack_paths
+from portal_extract.relion_io.string_table import StringTable
 from portal_extract.relion_io.tables import ProjectTables
 from portal_extract.running.clients import SchedulerOptions, open_client
 from portal_extract.running.events import ignore
@@ -90,20 +90,20 @@ def make_project(images: str, n_series: int, n_particles: int) -> Project:
     names = tuple(f"{series[t].name}/{i % n_particles + 1}" for i, t in enumerate(which.tolist()))
     points = random.uniform((-900, -900, -150), (900, 900, 150), (n, 3))
     angles = random.uniform(0, 180, (n, 3))
-    columns: dict[str, object] = {
+    columns: dict[str, list[str]] = {
         "rlnTomoName": [series[t].name for t in which.tolist()],
         "rlnTomoParticleName": list(names),
         "rlnOpticsGroup": ["1"] * n,
     }
     for axis, values in zip("XYZ", points.T, strict=True):
-        columns[f"rlnCenteredCoordinate{axis}Angst"] = np.char.mod("%.6f", values)
+        columns[f"rlnCenteredCoordinate{axis}Angst"] = np.char.mod("%.6f", values).tolist()
     for angle, values in zip(("Rot", "Tilt", "Psi"), angles.T, strict=True):
-        columns[f"rlnAngle{angle}"] = np.char.mod("%.6f", values)
+        columns[f"rlnAngle{angle}"] = np.char.mod("%.6f", values).tolist()
     optics = {"rlnOpticsGroup": ["1"], "rlnOpticsGroupName": ["g"], "rlnTomoTiltSeriesPixelSize": ["2.0"]}
     tables = ProjectTables(
-        particles=pd.DataFrame(columns, dtype=str),
-        optics=pd.DataFrame(optics, dtype=str),
-        tomograms=pd.DataFrame({"rlnTomoName": [s.name for s in series]}, dtype=str),
+        particles=StringTable.of(columns),
+        optics=StringTable.of(optics),
+        tomograms=StringTable.of({"rlnTomoName": [s.name for s in series]}),
         tilts={},
         tomograms_file="tomograms.star",
     )

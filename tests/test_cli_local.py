@@ -29,7 +29,7 @@ def local(*arguments: str) -> None:
 
 
 def column(star: str, block: str, label: str) -> list[str]:
-    values: list[str] = read_star(star).block(block).table()[label].tolist()
+    values: list[str] = read_star(star).block(block).table()[label]
     return values
 
 

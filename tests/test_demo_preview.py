@@ -25,7 +25,8 @@ from portal_extract.demo.run import demo_portal, demo_preview, serve_until_stopp
 from portal_extract.demo.scene import make_scene
 from portal_extract.demo.simulate import simulate_portal
 from portal_extract.errors import OutputError, StarFileError
-from portal_extract.relion_io.star import read_star, string_table, write_star
+from portal_extract.relion_io.star import read_star, write_star
+from portal_extract.relion_io.string_table import StringTable
 
 TINY = DemoOptions.tiny()
 BOX = 48
@@ -79,7 +80,7 @@ def extraction(tmp_path_factory):
         particles[f"rlnCenteredCoordinate{label}Angst"] = texts(centres[:, n])
     optics = {"rlnImagePixelSize": [str(pixel)], "rlnCtfDataAreCtfPremultiplied": ["1"]}
     write_star(
-        out / "particles.star", [("optics", string_table(optics)), ("particles", string_table(particles))]
+        out / "particles.star", [("optics", StringTable.of(optics)), ("particles", StringTable.of(particles))]
     )
     tomogram = {
         "rlnTomoName": ["TS"],
@@ -90,7 +91,7 @@ def extraction(tmp_path_factory):
         "rlnTomoTiltSeriesPixelSize": [str(pixel)],
         **{f"rlnTomoSize{axis}": ["200"] for axis in "XYZ"},
     }
-    write_star(out / "tomograms.star", [("global", string_table(tomogram))])
+    write_star(out / "tomograms.star", [("global", StringTable.of(tomogram))])
     tilts = {
         "rlnTomoXTilt": scene.x_tilt_deg,
         "rlnTomoYTilt": scene.tilt_deg,
@@ -100,7 +101,7 @@ def extraction(tmp_path_factory):
         "rlnDefocusV": scene.defocus_v_angst,
         "rlnDefocusAngle": scene.defocus_angle_deg,
     }
-    table = string_table({label: texts(values) for label, values in tilts.items()})
+    table = StringTable.of({label: texts(values) for label, values in tilts.items()})
     write_star(out / "tilt_series" / "TS.star", [("TS", table)])
     return out
 
@@ -166,7 +167,7 @@ def test_a_tilt_view_boxes_what_is_dark(tmp_path):
 
 
 def test_a_folder_without_stacks_is_refused(tmp_path):
-    table = string_table({"rlnTomoName": ["a"]})
+    table = StringTable.of({"rlnTomoName": ["a"]})
     write_star(tmp_path / "particles.star", [("optics", table), ("particles", table)])
     with pytest.raises(StarFileError, match="rlnImageName"):
         draw_preview(tmp_path, tmp_path / "no.png")

@@ -161,18 +161,18 @@ def test_pixel_coordinates_become_centred_ones_and_unknown_columns_stay(tmp_path
     project = small_project(monkeypatch, tmp_path, PIXELS)
     table = particle_table(project, ExtractOptions(box_size=8), all_of(project), "out/")
 
-    assert list(table.columns) == [
+    assert list(table.labels) == [
         "rlnTomoName", "rlnFancy", "rlnOpticsGroup", "rlnTomoParticleName",
         "rlnTomoVisibleFrames", "rlnImageName",
         "rlnOriginXAngst", "rlnOriginYAngst", "rlnOriginZAngst",
         "rlnCenteredCoordinateXAngst", "rlnCenteredCoordinateYAngst", "rlnCenteredCoordinateZAngst",
     ]  # fmt: skip
-    assert table["rlnTomoName"].tolist() == ["b", "a", "a"]
-    assert table["rlnFancy"].tolist() == ["x y", "007", "nan"]
-    assert table["rlnTomoParticleName"].tolist() == ["b/1", "a/1", "a/2"]
-    assert table["rlnTomoVisibleFrames"].tolist() == ["[1,0]"] * 3
-    assert table["rlnImageName"].iloc[0] == "out/Subtomograms/b/1_stack2d.mrcs"
-    row = table.iloc[0]
+    assert table["rlnTomoName"] == ["b", "a", "a"]
+    assert table["rlnFancy"] == ["x y", "007", "nan"]
+    assert table["rlnTomoParticleName"] == ["b/1", "a/1", "a/2"]
+    assert table["rlnTomoVisibleFrames"] == ["[1,0]"] * 3
+    assert table["rlnImageName"][0] == "out/Subtomograms/b/1_stack2d.mrcs"
+    row = table.row(0)
     assert row["rlnCenteredCoordinateXAngst"] == "-1.50000"
     assert row["rlnCenteredCoordinateYAngst"] == "0.000000"
     assert row["rlnCenteredCoordinateZAngst"] == "1.234560e+05"
@@ -195,12 +195,12 @@ def test_volumes_keep_old_flags_and_name_their_weights(tmp_path, monkeypatch):
     extracted = all_of(project, weight_names=("w1.mrc", "w2.mrc", "w3.mrc"))
     table = particle_table(project, options, extracted, "out/")
 
-    assert table["rlnTomoVisibleFrames"].tolist() == ["x y", "007", "nan"]
-    assert table["rlnCtfImage"].tolist() == ["out/w1.mrc", "out/w2.mrc", "out/w3.mrc"]
-    assert list(table.columns).index("rlnCtfImage") == 2
+    assert table["rlnTomoVisibleFrames"] == ["x y", "007", "nan"]
+    assert table["rlnCtfImage"] == ["out/w1.mrc", "out/w2.mrc", "out/w3.mrc"]
+    assert list(table.labels).index("rlnCtfImage") == 2
     optics = optics_table(project.tables.optics, options)
-    assert optics["rlnCtfDataAreCtfPremultiplied"].tolist() == ["1", "1"]
-    assert optics["rlnImageDimensionality"].tolist() == ["3", "3"]
+    assert optics["rlnCtfDataAreCtfPremultiplied"] == ["1", "1"]
+    assert optics["rlnImageDimensionality"] == ["3", "3"]
 
 
 def test_no_particle_left_gives_tables_without_rows(tmp_path, monkeypatch):
@@ -221,7 +221,7 @@ def test_tables_of_another_source_are_written_and_read_back(tmp_path, monkeypatc
 
     again = read_project(ProjectFiles(optimisation_set="out/optimisation_set.star"))
     assert [series.name for series in again.tilt_series] == ["b", "a"]
-    assert again.tables.tomograms["rlnTomoTiltSeriesStarFile"].tolist() == [
+    assert again.tables.tomograms["rlnTomoTiltSeriesStarFile"] == [
         "out/tilt_series/b.star",
         "out/tilt_series/a.star",
     ]
@@ -234,8 +234,8 @@ def test_a_whole_project_written_is_the_project_read(tmp_path, monkeypatch):
     project = small_project(monkeypatch, tmp_path, PIXELS)
     write_project_tables(tmp_path / "resolved", project.tables, "resolved/")
     again = read_project(ProjectFiles(optimisation_set="resolved/optimisation_set.star"))
-    assert again.tables.particles.equals(project.tables.particles)
-    assert again.tables.optics.equals(project.tables.optics)
+    assert again.tables.particles == project.tables.particles
+    assert again.tables.optics == project.tables.optics
     assert again.particles.names == project.particles.names
     np.testing.assert_array_equal(again.particles.coordinates_px, project.particles.coordinates_px)
 

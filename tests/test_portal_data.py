@@ -371,11 +371,11 @@ def test_annotations_of_one_tomogram_are_numbered_through(tmp_path: Path) -> Non
         project = resolve(portal).project
     table = project.tables.particles
     first, second = (one.name for one in project.tilt_series)
-    assert table["rlnTomoParticleName"].tolist() == [f"{first}/{n}" for n in range(1, 6)] + [
+    assert table["rlnTomoParticleName"] == [f"{first}/{n}" for n in range(1, 6)] + [
         f"{second}/{n}" for n in (1, 2)
     ]
-    assert table["portalAnnotationId"].tolist() == ["6001"] * 2 + ["6900"] * 3 + ["6002"] * 2
-    assert table["portalObjectName"].tolist()[2] == "proteasome,_20S"
+    assert table["portalAnnotationId"] == ["6001"] * 2 + ["6900"] * 3 + ["6002"] * 2
+    assert table["portalObjectName"][2] == "proteasome,_20S"
     assert len(project.tilt_series) == 2
 
 
@@ -422,8 +422,8 @@ def test_filaments_get_tubes_and_track_lengths(tmp_path: Path) -> None:
     with serve(tmp_path, tables, files) as portal:
         resolution = resolve(portal)
     table = resolution.project.tables.particles
-    assert table["rlnHelicalTubeID"].tolist() == ["2", "1", "2", "3", "0"]
-    assert table["rlnHelicalTrackLengthAngst"].astype(float).tolist() == [0.0, 0.0, 40.0, 0.0, 0.0]
+    assert table["rlnHelicalTubeID"] == ["2", "1", "2", "3", "0"]
+    assert [float(value) for value in table["rlnHelicalTrackLengthAngst"]] == [0.0, 0.0, 40.0, 0.0, 0.0]
     assert "filaments" in resolution.report.rows[0].warnings[0]
 
 

@@ -222,7 +222,7 @@ def test_symmetry_file_counts_by_its_content(project, tmp_path):
 
 
 def with_frames(project, flags: list[str]):
-    particles = project.tables.particles.assign(rlnTomoVisibleFrames=flags)
+    particles = project.tables.particles.with_column("rlnTomoVisibleFrames", flags)
     return replace(project, tables=replace(project.tables, particles=particles))
 
 

@@ -133,7 +133,8 @@ def read_without_origins(out: Path):
     path = out.with_name("y") / "particles.star"
     file = read_star(path)
     particles = file.block("particles").table()
-    particles = particles.assign(**{f"rlnOrigin{axis}Angst": "0" for axis in "XYZ"})
+    for axis in "XYZ":
+        particles = particles.with_column(f"rlnOrigin{axis}Angst", ["0"] * len(particles))
     blocks = [("general", file.block("general").values()), ("optics", file.block("optics").table())]
     write_star(path, [*blocks, ("particles", particles)])
     return read_project(ProjectFiles(str(path), "tomograms.star"), no_images)

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from relion_cases import HERE
 
@@ -23,7 +22,6 @@ from portal_extract.geometry import projection_matrices
 from portal_extract.model import ImageStack, Project
 from portal_extract.relion_io.mrc import write_mrc, write_stack
 from portal_extract.relion_io.paths import is_safe_name, output_prefix, stack_paths
-from portal_extract.relion_io.star import parse_star, string_table
 from portal_extract.sources.relion import ProjectFiles, build_project, read_project
 
 DATA = HERE / "data" / "relion5"
@@ -143,16 +141,16 @@ def test_a_small_project(folder):
 def test_a_missing_optics_table_is_built_in_order_of_appearance(folder):
     project = read_project(FILES)
     optics = project.tables.optics
-    assert list(optics.columns) == [
+    assert list(optics.labels) == [
         "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnTomoTiltSeriesPixelSize",
         "rlnOpticsGroup", "rlnOpticsGroupName",
     ]  # fmt: skip
-    assert optics.iloc[0].tolist() == ["200", "2.6", "0.07", "4.0", "1", "arctica"]
-    assert optics["rlnOpticsGroupName"].tolist() == ["arctica", "krios"]
+    assert list(optics.row(0).values()) == ["200", "2.6", "0.07", "4.0", "1", "arctica"]
+    assert optics["rlnOpticsGroupName"] == ["arctica", "krios"]
     assert [group.pixel_size_angst for group in project.optics_groups] == [4.0, 2.0]
     assert project.particles.optics_group.tolist() == [0, 1, 0]
-    assert project.tables.particles["rlnOpticsGroup"].tolist() == ["1", "2", "1"]
-    assert list(project.tables.particles.columns)[-2:] == ["rlnOpticsGroup", "rlnTomoParticleName"]
+    assert project.tables.particles["rlnOpticsGroup"] == ["1", "2", "1"]
+    assert list(project.tables.particles.labels)[-2:] == ["rlnOpticsGroup", "rlnTomoParticleName"]
 
 
 def test_without_optics_group_names_every_tomogram_is_a_group(folder):
@@ -636,11 +634,3 @@ def test_how_star_files_name_the_output_folder(tmp_path):
     assert output_prefix(Path("."), "auto", tmp_path) == ""
     assert output_prefix(Path("..") / "else", "auto", tmp_path) == f"{outside}/"
     assert output_prefix(tmp_path.parent / (tmp_path.name + "x"), "auto", tmp_path) == f"{tmp_path}x/"
-
-
-def test_tables_hold_strings_whatever_pandas_makes_of_them():
-    table = string_table({"a": ["1", "nan", ""], "b": ["x", "2.50", "<NA>"]})
-    assert table["a"].tolist() == ["1", "nan", ""]
-    assert all(isinstance(value, str) for value in table.to_numpy().ravel())
-    assert isinstance(table, pd.DataFrame)
-    assert parse_star("data_x\nloop_\n_a\n1\n", "f").block("x").table()["a"].tolist() == ["1"]

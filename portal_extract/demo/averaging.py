@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from portal_extract.demo.extracted import Extracted, Floats, Images, numbers
@@ -17,6 +16,7 @@ from portal_extract.reconstruction.accumulate import Accumulator, Slices, insert
 from portal_extract.reconstruction.finalise import finalise
 from portal_extract.reconstruction.options import ReconstructOptions
 from portal_extract.relion_io.star import read_star
+from portal_extract.relion_io.string_table import StringTable
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def average_particles(extracted: Extracted, max_particles: int = 150) -> Average
     accumulator = Accumulator.empty(extracted.stack(0).shape[-1])
     n_images = 0
     for index in range(count):
-        tilted = series[extracted.particles["rlnTomoName"].iloc[index]]
+        tilted = series[extracted.particles["rlnTomoName"][index]]
         stack, tilts = extracted.stack(index), extracted.tilts(index)
         pixel = float(extracted.pixel_sizes_angst[index])
         rotations = tilted.projections[tilts, :3, :3]
@@ -86,7 +86,7 @@ def average_particles(extracted: Extracted, max_particles: int = 150) -> Average
     return Average(volume, pixel_size, count, n_images)
 
 
-def _poses(particles: pd.DataFrame) -> Floats:
+def _poses(particles: StringTable) -> Floats:
     """``(N, 3, 3)`` rotations from the particle to the tomogram."""
     names = ("Rot", "Tilt", "Psi")
     frame = np.stack([numbers(particles, f"rlnTomoSubtomogram{name}") for name in names], axis=1)
@@ -124,11 +124,11 @@ def _all_series(extracted: Extracted) -> dict[str, TiltSeries] | None:
         table = extracted.tilt_table(name)
         if table is None:
             return None
-        found[name] = _series(name, tomograms.iloc[[row]], table)
+        found[name] = _series(name, tomograms.take([row]), table)
     return found
 
 
-def _series(name: str, tomogram: pd.DataFrame, tilts: pd.DataFrame) -> TiltSeries:
+def _series(name: str, tomogram: StringTable, tilts: StringTable) -> TiltSeries:
     def value(label: str, default: float = 0.0) -> float:
         return float(numbers(tomogram, label, default)[0])
 

@@ -29,7 +29,8 @@ from portal_extract.demo.scene import (
     make_scene,
 )
 from portal_extract.relion_io.numbers import format_double, format_doubles
-from portal_extract.relion_io.star import string_table, write_star
+from portal_extract.relion_io.star import write_star
+from portal_extract.relion_io.string_table import StringTable
 
 FORMAT_VERSION = 1
 NAME = "big"
@@ -204,7 +205,7 @@ def _write_tables(
     }
     if uri is not None:
         columns["tomoTiltSeriesURI"] = [uri] * scene.n_tilts
-    write_star(made.folder / "tilt_series" / f"{name}.star", [(NAME, string_table(columns))])
+    write_star(made.folder / "tilt_series" / f"{name}.star", [(NAME, StringTable.of(columns))])
     sizes = [str(2 * round(length / spacing / 2)) for length in scene.tomogram_angst]
     tomogram = {
         "rlnTomoName": NAME,
@@ -214,7 +215,7 @@ def _write_tables(
         "rlnTomoTiltSeriesStarFile": str(final.folder / "tilt_series" / f"{name}.star"),
         **dict(zip(("rlnTomoSizeX", "rlnTomoSizeY", "rlnTomoSizeZ"), sizes, strict=True)),
     }
-    table = string_table({label: [value] for label, value in tomogram.items()})
+    table = StringTable.of({label: [value] for label, value in tomogram.items()})
     write_star(made.tomograms_star(chunks, remote), [("global", table)])
 
 
@@ -242,7 +243,7 @@ def _write_particles(path: Path, scene: Scene, options: BigSeriesOptions) -> Non
         ("optics", {label: [value] for label, value in optics.items()}),
         ("particles", columns),
     ]
-    write_star(path, [(name, string_table(table)) for name, table in blocks])
+    write_star(path, [(name, StringTable.of(table)) for name, table in blocks])
 
 
 def _centres(scene: Scene, options: BigSeriesOptions, rng: np.random.Generator) -> Floats:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import mrcfile
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from portal_extract.errors import StarFileError
 from portal_extract.relion_io.numbers import parse_numbers, parse_vector
 from portal_extract.relion_io.star import read_star
+from portal_extract.relion_io.string_table import StringTable
 
 Floats = NDArray[np.float64]
 Images = NDArray[np.float32]
@@ -36,7 +36,7 @@ class Extracted:
     """
 
     folder: Path
-    particles: pd.DataFrame
+    particles: StringTable
     pixel_sizes_angst: Floats
     premultiplied: bool
 
@@ -45,7 +45,7 @@ class Extracted:
 
     def stack(self, index: int) -> Images:
         """Read the ``(views, c, c)`` images of a particle, the particle bright."""
-        name = Path(self.particles["rlnImageName"].iloc[index])
+        name = Path(self.particles["rlnImageName"][index])
         # names are relative to where the extraction was started
         path = name if name.exists() else self.folder / STACKS_FOLDER / name.parts[-2] / name.name
         images: Images = np.asarray(mrcfile.read(path), dtype=np.float32)
@@ -53,13 +53,13 @@ class Extracted:
 
     def tilts(self, index: int) -> NDArray[np.int64]:
         """Find the ``(views,)`` tilt images of a particle: rows of its tilt-series table."""
-        text = self.particles["rlnTomoVisibleFrames"].iloc[index]
+        text = self.particles["rlnTomoVisibleFrames"][index]
         flags = parse_vector(text)
         if flags is None:
             raise StarFileError(f"{self.folder / 'particles.star'}: {text!r} is no list of visible frames")
         return np.flatnonzero(flags)
 
-    def tilt_table(self, tomogram: str) -> pd.DataFrame | None:
+    def tilt_table(self, tomogram: str) -> StringTable | None:
         """Table of a tilt series, or None if it is not in the folder (extraction of a local project)."""
         path = self.folder / "tilt_series" / f"{tomogram}.star"
         return read_star(path).block(tomogram).table() if path.is_file() else None
@@ -67,7 +67,7 @@ class Extracted:
     def lowest_tilt_image(self, index: int) -> Images:
         """``(c, c)`` image of a particle at the lowest tilt that sees it (the middle one if unknown)."""
         stack = self.stack(index)
-        table = self.tilt_table(self.particles["rlnTomoName"].iloc[index])
+        table = self.tilt_table(self.particles["rlnTomoName"][index])
         if table is None:
             image: Images = stack[len(stack) // 2]
         else:
@@ -93,7 +93,7 @@ def read_extracted(folder: Path) -> Extracted:
     file = read_star(path)
     particles, optics = file.block("particles").table(), file.block("optics").table()
     for label in ("rlnImageName", "rlnTomoVisibleFrames", "rlnTomoName"):
-        if label not in particles.columns:
+        if label not in particles:
             raise StarFileError(f"{path}: data_particles has no {label}; give the output of a 2D extraction")
     # the optics group of a particle is a row number (RELION 5.0.1 behaviour)
     groups = numbers(particles, "rlnOpticsGroup").astype(np.int64) - 1
@@ -101,8 +101,8 @@ def read_extracted(folder: Path) -> Extracted:
     return Extracted(folder, particles, numbers(optics, "rlnImagePixelSize")[groups], premultiplied)
 
 
-def numbers(table: pd.DataFrame, label: str, default: float = 0.0) -> Floats:
+def numbers(table: StringTable, label: str, default: float = 0.0) -> Floats:
     """Numbers of a column; ``default`` where there is none."""
-    if label not in table.columns:
+    if label not in table:
         return np.full(len(table), default)
-    return parse_numbers(table[label].tolist())
+    return parse_numbers(table[label])

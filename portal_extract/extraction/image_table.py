@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from portal_extract.errors import UnsupportedError
 from portal_extract.extraction.views import Views, find_views
@@ -28,7 +27,8 @@ from portal_extract.relion_io.labels import (
     SUBTOMOGRAM_LABELS,
 )
 from portal_extract.relion_io.numbers import format_doubles, parse_numbers
-from portal_extract.relion_io.star import string_table, write_star_in_parts
+from portal_extract.relion_io.star import write_star_in_parts
+from portal_extract.relion_io.string_table import StringTable
 
 IMAGES_FILE = "images.star"
 #: columns of particles that say nothing, or something else, of a single image
@@ -78,7 +78,7 @@ def write_image_table(
         The disk refuses.
     """
 
-    def parts() -> Iterator[pd.DataFrame]:
+    def parts() -> Iterator[StringTable]:
         for index, particles in enumerate(kept):
             if len(particles):
                 views = find_views(project, index, options)
@@ -98,7 +98,7 @@ def check_image_table(project: Project) -> None:
     """
     optics, problems = project.tables.optics, []
     for label, attribute in _OPTICS.items():
-        values = parse_numbers(optics[label].tolist()) if label in optics.columns else None
+        values = parse_numbers(optics[label]) if label in optics else None
         for series, particles in zip(project.tilt_series, project.particles_of, strict=True):
             for group in np.unique(project.particles.optics_group[particles]).tolist():
                 of_group = None if values is None else float(values[group])
@@ -115,7 +115,7 @@ def check_image_table(project: Project) -> None:
 
 def image_rows(
     project: Project, options: ExtractOptions, views: Views, good: Ints, stack: str
-) -> pd.DataFrame:
+) -> StringTable:
     """Describe the images of one tilt series.
 
     Parameters
@@ -137,8 +137,8 @@ def image_rows(
     local, tilt = views.particle[numbers], views.tilt[numbers]
     indices = views.kept[local]
     series, particles = views.series, project.particles
-    table = project.tables.particles.iloc[indices].drop(columns=list(_NOT_OF_IMAGES), errors="ignore")
-    columns: dict[str, list[str]] = {label: table[label].tolist() for label in table.columns}
+    table = project.tables.particles.without(_NOT_OF_IMAGES).take(indices.tolist())
+    columns = {label: table[label] for label in table.labels}
     columns["rlnMicrographName"] = [f"{series.name}_{f + 1:03d}" for f in tilt.tolist()]
     columns["rlnImageName"] = [f"{n + 1:06d}@{stack}" for n in numbers.tolist()]
     frames = euler_to_matrix(particles.subtomogram_angles_deg[indices])
@@ -163,7 +163,7 @@ def image_rows(
         "rlnMicrographPreExposure": series.dose_e_per_a2[tilt],
     }
     _put(columns, tuple(of_tilts), np.stack(list(of_tilts.values()), axis=1))
-    return string_table(columns)
+    return StringTable.of(columns)
 
 
 def _put(columns: dict[str, list[str]], labels: Sequence[str], values: Floats) -> None:

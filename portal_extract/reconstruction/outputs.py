@@ -34,7 +34,8 @@ from portal_extract.relion_io.project_star import (
     write_particles,
     write_tomogram_tables,
 )
-from portal_extract.relion_io.star import string_table, write_star
+from portal_extract.relion_io.star import write_star
+from portal_extract.relion_io.string_table import StringTable
 
 Maps = NDArray[np.float32]
 
@@ -214,7 +215,7 @@ def write_fsc_star(path: Path, curves: ShellCorrelation, names: Mapping[str, str
     }
     columns["rlnSpectralIndex"] = [str(shell) for shell in range(len(curves.unmasked))]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_star(path, [("general", {**general, **names}), ("fsc", string_table(columns))])
+    write_star(path, [("general", {**general, **names}), ("fsc", StringTable.of(columns))])
 
 
 def _read(path: Path) -> Maps:

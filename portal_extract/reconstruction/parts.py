@@ -16,7 +16,6 @@ from portal_extract.options import ExtractOptions
 from portal_extract.reconstruction.fsc import draw_subsets
 from portal_extract.reconstruction.options import ReconstructOptions
 from portal_extract.relion_io.numbers import parse_vector
-from portal_extract.relion_io.project_star import with_column
 
 SUBSET_LABEL, FRAMES_LABEL = "rlnRandomSubset", "rlnTomoVisibleFrames"
 
@@ -97,7 +96,7 @@ def with_half_sets(project: Project, options: ReconstructOptions, replace_subset
         drawn = draw_subsets(len(particles), options.seed)
         tables = project.tables
         if tables is not None:
-            column = with_column(tables.particles, SUBSET_LABEL, [str(half) for half in drawn.tolist()])
+            column = tables.particles.with_column(SUBSET_LABEL, [str(half) for half in drawn.tolist()])
             tables = replace(tables, particles=column)
         return replace(project, particles=replace(particles, random_subset=drawn), tables=tables)
     if particles.random_subset is not None:
@@ -135,13 +134,13 @@ def stored_frames(project: Project) -> tuple[Bools, ...]:
         The table has no ``rlnTomoVisibleFrames``, or one of another length than the tilt series.
     """
     table = None if project.tables is None else project.tables.particles
-    if table is None or FRAMES_LABEL not in table.columns:
+    if table is None or FRAMES_LABEL not in table:
         raise StarFileError(
             f"the particle table has no {FRAMES_LABEL}: use --visible-frames geometric, or the "
             "particles.star of an extraction as 2D stacks"
         )
     found = []
-    for row, text in enumerate(table[FRAMES_LABEL].tolist()):
+    for row, text in enumerate(table[FRAMES_LABEL]):
         flags = parse_vector(text)
         n_tilts = project.tilt_series[project.particles.tilt_series[row]].n_tilts
         if flags is None or len(flags) != n_tilts:

@@ -80,7 +80,7 @@ def find_stacks(project: Project) -> ExtractedStacks:
         (tables.particles, "data_particles", (_IMAGE,)),
         (tables.optics, "data_optics", (_SIZE, _BINNING, _PREMULTIPLIED, _DIMENSIONS)),
     ):
-        missing = [label for label in labels if label not in table.columns]
+        missing = [label for label in labels if label not in table]
         if missing:
             raise StarFileError(
                 f"{name} has no {', '.join(missing)}: --from-stacks needs the particles.star of an "
@@ -88,8 +88,7 @@ def find_stacks(project: Project) -> ExtractedStacks:
             )
     used = np.unique(project.particles.optics_group)
     optics = {
-        label: parse_numbers(tables.optics[label].tolist())
-        for label in (_SIZE, _BINNING, _PREMULTIPLIED, _DIMENSIONS)
+        label: parse_numbers(tables.optics[label]) for label in (_SIZE, _BINNING, _PREMULTIPLIED, _DIMENSIONS)
     }
     if (optics[_DIMENSIONS][used] != 2).any():
         raise StarFileError("data_optics: the particles are 3D volumes; --from-stacks takes 2D stacks")
@@ -100,7 +99,7 @@ def find_stacks(project: Project) -> ExtractedStacks:
             )
     premultiplied = optics[_PREMULTIPLIED][project.particles.optics_group] != 0
     # absolute, because the workers of a cluster may be at home elsewhere
-    paths = tuple(os.path.abspath(path) for path in tables.particles[_IMAGE].tolist())
+    paths = tuple(os.path.abspath(path) for path in tables.particles[_IMAGE])
     images = StackImages(paths, premultiplied)
     return ExtractedStacks(images, int(optics[_SIZE][used[0]]), float(optics[_BINNING][used[0]]))
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from portal_extract.geometry import euler_to_matrix, matrix_to_euler
 from portal_extract.model import Bools, Floats, Ints, Project
@@ -27,12 +26,12 @@ from portal_extract.relion_io.project_star import (
     STACKS_FLAG,
     TOMOGRAMS_FILE,
     make_folder,
-    with_column,
     write_optimisation_set,
     write_particles,
     write_tomogram_tables,
 )
-from portal_extract.relion_io.star import string_table, write_star
+from portal_extract.relion_io.star import write_star
+from portal_extract.relion_io.string_table import StringTable
 from portal_extract.relion_io.tables import ProjectTables
 
 TRAJECTORIES_FILE = "motion.star"
@@ -123,7 +122,7 @@ def write_extraction_tables(
             "Manifolds": tables.manifolds_file,
         },
     )
-    if len(particles) and CENTRED_LABELS[0] not in particles.columns:
+    if len(particles) and CENTRED_LABELS[0] not in particles:
         return (
             "particles.star has no coordinates: as RELION does, pixel coordinates are dropped, and where the "
             "offsets are not applied no others take their place",
@@ -131,10 +130,10 @@ def write_extraction_tables(
     return ()
 
 
-def optics_table(optics: pd.DataFrame, options: ExtractOptions) -> pd.DataFrame:
+def optics_table(optics: StringTable, options: ExtractOptions) -> StringTable:
     """Optics table of the extracted particles: the input's, with what describes the images."""
     volumes = options.mode == "volume3d"
-    pixel_sizes = parse_numbers(optics["rlnTomoTiltSeriesPixelSize"].tolist())
+    pixel_sizes = parse_numbers(optics["rlnTomoTiltSeriesPixelSize"])
     n = len(optics)
     table = optics
     for label, values in {
@@ -145,25 +144,25 @@ def optics_table(optics: pd.DataFrame, options: ExtractOptions) -> pd.DataFrame:
         "rlnImagePixelSize": format_doubles(options.binning * pixel_sizes),
         "rlnImageSize": [str(options.output_size)] * n,
     }.items():
-        table = with_column(table, label, values)
+        table = table.with_column(label, values)
     return table
 
 
 def particle_table(
     project: Project, options: ExtractOptions, extracted: ExtractedParticles, out_prefix: str
-) -> pd.DataFrame:
+) -> StringTable:
     """Table of the kept particles: input columns in their places, new ones in RELION's order."""
     tables: ProjectTables = project.tables
     stacks = options.mode == "stack2d"
     dropped = [*PIXEL_LABELS, *(["rlnCtfImage"] if stacks else [])]
-    table = tables.particles.iloc[extracted.indices].drop(columns=dropped, errors="ignore")
+    table = tables.particles.take(extracted.indices.tolist()).without(dropped)
     if stacks:
-        table = with_column(
-            table, "rlnTomoVisibleFrames", [format_flags(flags) for flags in extracted.visible]
+        table = table.with_column(
+            "rlnTomoVisibleFrames", [format_flags(flags) for flags in extracted.visible]
         )
-    table = with_column(table, "rlnImageName", [out_prefix + name for name in extracted.image_names])
+    table = table.with_column("rlnImageName", [out_prefix + name for name in extracted.image_names])
     if extracted.weight_names is not None:
-        table = with_column(table, "rlnCtfImage", [out_prefix + name for name in extracted.weight_names])
+        table = table.with_column("rlnCtfImage", [out_prefix + name for name in extracted.weight_names])
     if options.offsets_applied:
         table = _with_numbers(table, ORIGIN_LABELS, np.zeros((len(table), 3)))
         table = _with_numbers(table, CENTRED_LABELS, extracted.coordinates_angst)
@@ -175,18 +174,18 @@ def particle_table(
     return table
 
 
-def _with_numbers(table: pd.DataFrame, labels: Sequence[str], values: Floats) -> pd.DataFrame:
+def _with_numbers(table: StringTable, labels: Sequence[str], values: Floats) -> StringTable:
     for label, column in zip(labels, values.T, strict=True):
-        table = with_column(table, label, format_doubles(column))
+        table = table.with_column(label, format_doubles(column))
     return table
 
 
 def write_trajectories(path: Path, trajectories: Sequence[tuple[str, Floats]]) -> None:
     """Write a motion file: the name and the shifts ``(F, 3)`` in Angstrom of each particle."""
-    blocks: list[tuple[str, dict[str, str] | pd.DataFrame]] = [
+    blocks: list[tuple[str, dict[str, str] | StringTable]] = [
         ("general", {"rlnParticleNumber": str(len(trajectories))})
     ]
     for name, shifts in trajectories:
         columns = dict(zip(ORIGIN_LABELS, (format_doubles(column) for column in shifts.T), strict=True))
-        blocks.append((name, string_table(columns)))
+        blocks.append((name, StringTable.of(columns)))
     write_star(path, blocks)

@@ -14,7 +14,7 @@ from portal_extract.model import Project, TiltSeries
 from portal_extract.relion_io.atomic import write_atomically
 from portal_extract.relion_io.mrc import Statistics, header_bytes
 from portal_extract.relion_io.paths import check_tomogram_names
-from portal_extract.relion_io.project_star import make_folder, with_column
+from portal_extract.relion_io.project_star import make_folder
 from portal_extract.relion_io.tables import ProjectTables
 
 URI_COLUMN = "tomoTiltSeriesURI"
@@ -57,7 +57,7 @@ def with_image_headers(out_dir: Path, project: Project, prefix: str) -> ProjectT
         name = f"{FOLDER}/{series.name}.mrcs"
         write_atomically(out_dir / name, _header(series))
         images = [f"{section + 1:06d}@{prefix}{name}" for section in series.image_stack.sections.tolist()]
-        tilts[series.name] = with_column(tilts[series.name], "rlnMicrographName", images)
+        tilts[series.name] = tilts[series.name].with_column("rlnMicrographName", images)
     return replace(tables, tilts=tilts)
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import pandas as pd
-
 from portal_extract.errors import OutputError
 from portal_extract.relion_io.paths import check_tomogram_names
 from portal_extract.relion_io.star import write_star
+from portal_extract.relion_io.string_table import StringTable
 from portal_extract.relion_io.tables import ProjectTables
 
 PARTICLES_FILE = "particles.star"
@@ -38,14 +37,14 @@ def write_tomogram_tables(out_dir: Path, tables: ProjectTables, prefix: str) -> 
     OutputError
         The disk refuses.
     """
-    names: list[str] = tables.tomograms["rlnTomoName"].tolist()
+    names = tables.tomograms["rlnTomoName"]
     check_tomogram_names(names)
     for name in names:
         path = out_dir / TILT_SERIES_FOLDER / f"{name}.star"
         make_folder(path.parent)
         write_star(path, [(name, tables.tilts[name])])
     files = [f"{prefix}{TILT_SERIES_FOLDER}/{name}.star" for name in names]
-    tomograms = with_column(tables.tomograms, "rlnTomoTiltSeriesStarFile", files)
+    tomograms = tables.tomograms.with_column("rlnTomoTiltSeriesStarFile", files)
     write_star(out_dir / TOMOGRAMS_FILE, [("global", tomograms)])
 
 
@@ -73,7 +72,7 @@ def write_project_tables(out_dir: Path, tables: ProjectTables, prefix: str) -> N
 
 
 def write_particles(
-    path: Path, general: Mapping[str, str], optics: pd.DataFrame, particles: pd.DataFrame
+    path: Path, general: Mapping[str, str], optics: StringTable, particles: StringTable
 ) -> None:
     """Write a particle file with its three blocks."""
     write_star(path, [("general", general), ("optics", optics), ("particles", particles)])
@@ -90,11 +89,6 @@ def write_optimisation_set(path: Path, files: Mapping[str, str | None]) -> None:
         Paths of ``Particles``, ``Tomograms``, ``Trajectories``, ``Manifolds``; empty ones are left out.
     """
     write_star(path, [("", {f"rlnTomo{kind}File": file for kind, file in files.items() if file})])
-
-
-def with_column(table: pd.DataFrame, label: str, values: list[str]) -> pd.DataFrame:
-    """Table with a column of strings: in its old place if it was there, else appended."""
-    return table.assign(**{label: pd.Series(values, index=table.index, dtype=str)})
 
 
 def make_folder(path: Path) -> None:

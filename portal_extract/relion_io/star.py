@@ -18,10 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from portal_extract.errors import OutputError, StarFileError
 from portal_extract.relion_io.atomic import open_atomically, write_atomically
+from portal_extract.relion_io.string_table import StringTable
 
 #: one value: quoted, or a run of non-blanks; quotes inside a plain value are ordinary characters
 _VALUE = re.compile(r"""(?P<q>["'])(?P<quoted>.*?)(?P=q)(?=[ \t\v\f\r]|$)|(?P<plain>[^ \t\v\f\r]+)""")
@@ -60,9 +59,9 @@ class StarBlock:
         """File and block, for messages."""
         return f"{self.file}, data_{self.name}"
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> StringTable:
         """Table of strings."""
-        return string_table(self.columns)
+        return StringTable.of(self.columns)
 
     def values(self) -> dict[str, str]:
         """Return the values of a list; a loop of one row counts as one.
@@ -99,20 +98,6 @@ class StarFile:
             more = f" and {len(self.blocks) - 8} more" if len(self.blocks) > 8 else ""
             raise StarFileError(f"{self.file} has no block data_{name} (found {found}{more})")
         return self.blocks[name]
-
-
-def string_table(columns: Mapping[str, Sequence[str]], index: int | None = None) -> pd.DataFrame:
-    """Table of strings from columns of strings.
-
-    Parameters
-    ----------
-    columns
-        Values of each label.
-    index
-        Number of rows, where there are no columns to tell it.
-    """
-    rows = pd.RangeIndex(index) if index is not None else None
-    return pd.DataFrame(dict(columns), index=rows, dtype=str)
 
 
 def read_star(path: str | os.PathLike[str]) -> StarFile:
@@ -283,7 +268,7 @@ class _Parser:
 
 
 def write_star(
-    path: str | os.PathLike[str], blocks: Iterable[tuple[str, Mapping[str, str] | pd.DataFrame]]
+    path: str | os.PathLike[str], blocks: Iterable[tuple[str, Mapping[str, str] | StringTable]]
 ) -> None:
     """Write a STAR file in RELION's layout; it appears whole or not at all.
 
@@ -310,9 +295,9 @@ def write_star(
 
 def write_star_in_parts(
     path: str | os.PathLike[str],
-    blocks: Iterable[tuple[str, Mapping[str, str] | pd.DataFrame]],
+    blocks: Iterable[tuple[str, Mapping[str, str] | StringTable]],
     name: str,
-    parts: Iterable[pd.DataFrame],
+    parts: Iterable[StringTable],
 ) -> None:
     """Write a STAR file whose last block is a loop too long for the memory.
 
@@ -343,11 +328,11 @@ def write_star_in_parts(
         raise OutputError(f"{os.fspath(path)}: {error}") from None
 
 
-def _block_text(name: str, contents: Mapping[str, str] | pd.DataFrame) -> str:
+def _block_text(name: str, contents: Mapping[str, str] | StringTable) -> str:
     if name.split() != [name] and name:
         raise ValueError(f"a block cannot be named {name[:40]!r}, because of its blanks")
     head = f"\n# version 50001\n\ndata_{name}\n\n"
-    lines = _loop_lines(contents) if isinstance(contents, pd.DataFrame) else _list_lines(contents)
+    lines = _loop_lines(contents) if isinstance(contents, StringTable) else _list_lines(contents)
     return head + "".join(lines) + " \n"
 
 
@@ -358,15 +343,15 @@ def _list_lines(values: Mapping[str, str]) -> Iterator[str]:
         yield f"{'_' + label:<{width}}{text}\n"
 
 
-def _loop_lines(table: pd.DataFrame) -> Iterator[str]:
+def _loop_lines(table: StringTable) -> Iterator[str]:
     yield "loop_ \n"
-    for number, label in enumerate(table.columns, start=1):
+    for number, label in enumerate(table.labels, start=1):
         yield f"_{label} #{number} \n"
     yield from _rows(table)
 
 
-def _rows(table: pd.DataFrame) -> Iterator[str]:
-    columns = [_padded(table[label].tolist()) for label in table.columns]
+def _rows(table: StringTable) -> Iterator[str]:
+    columns = [_padded(table[label]) for label in table.labels]
     for row in zip(*columns, strict=True):
         yield "".join(row) + "\n"
 

@@ -1,6 +1,6 @@
 """The tables behind a project, kept so that they can be written back with every column.
 
-This is the one place where pandas is at home. Every column of every table holds strings, exactly as they
+Every column of every table holds strings, exactly as they
 stood in the file (so names that look like numbers stay names and unknown columns travel unchanged); what
 the package computes is formatted anew when it is written. Labels carry no leading underscore.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import pandas as pd
+from portal_extract.relion_io.string_table import StringTable
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class ProjectTables:
         portal has no ``tomograms_file``: its tables are written beside the particles.
     """
 
-    particles: pd.DataFrame
-    optics: pd.DataFrame
-    tomograms: pd.DataFrame
-    tilts: Mapping[str, pd.DataFrame]
+    particles: StringTable
+    optics: StringTable
+    tomograms: StringTable
+    tilts: Mapping[str, StringTable]
     general: Mapping[str, str] = field(default_factory=dict)
     tomograms_file: str | None = None
     trajectories_file: str | None = None

@@ -35,8 +35,8 @@ def project_identity(project: Project, options: Any) -> dict[str, dict[str, Any]
         "particles": digest(project.particles),
     }
     if project.tables is not None:
-        inputs["particle table"] = digest(project.tables.particles.to_csv(index=False))
-        inputs["optics table"] = digest(project.tables.optics.to_csv(index=False))
+        inputs["particle table"] = digest(list(project.tables.particles.texts.items()))
+        inputs["optics table"] = digest(list(project.tables.optics.texts.items()))
     program = {"portal-extract": __version__}
     return {"program": program, "options": dataclasses.asdict(options), "inputs": inputs}
 

@@ -288,7 +288,7 @@ def _build(
         series = by_name[tomogram.name]
         sections = np.array([image.z_index for image in series.images], dtype=np.int64)
         size = int(series.series.size_x or 0), int(series.series.size_y or 0)
-        uris = tuple(tomogram.tilts["tomoTiltSeriesURI"].tolist())
+        uris = tuple(tomogram.tilts["tomoTiltSeriesURI"])
         return ImageStack(uris, sections, size, connection.storage)
 
     return build_project(tables, find_images)

@@ -15,7 +15,7 @@ import numpy as np
 from portal_extract.model import Floats, Ints
 from portal_extract.relion_io.labels import ANGLE_LABELS, CENTRED_LABELS
 from portal_extract.relion_io.numbers import format_double, format_measured
-from portal_extract.relion_io.star import string_table
+from portal_extract.relion_io.string_table import StringTable
 from portal_extract.relion_io.tables import ProjectTables
 from portal_extract.sources.portal.rows import AnnotationRow
 from portal_extract.sources.portal.sections import PortalTiltSeries
@@ -83,11 +83,11 @@ def build_tables(picks: Sequence[AnnotatedPicks], assumptions: PortalAssumptions
         "rlnTomoTiltSeriesPixelSize": [format_double(first[group].pixel_size_angst) for group in groups],
     }
     return ProjectTables(
-        particles=string_table(_particle_columns(picks, groups)),
-        optics=string_table(optics),
+        particles=StringTable.of(_particle_columns(picks, groups)),
+        optics=StringTable.of(optics),
         general={"rlnTomoSubTomosAre2DStacks": "0"},
-        tomograms=string_table(_tomogram_columns(series, assumptions)),
-        tilts={one.name: string_table(tilt_columns(one)) for one in series},
+        tomograms=StringTable.of(_tomogram_columns(series, assumptions)),
+        tilts={one.name: StringTable.of(tilt_columns(one)) for one in series},
     )
 
 

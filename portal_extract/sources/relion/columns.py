@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import pandas as pd
 
 from portal_extract.errors import StarFileError, join_problems
 from portal_extract.model import Bools, Floats, Ints
 from portal_extract.relion_io.numbers import parse_numbers, parse_vector
+from portal_extract.relion_io.string_table import StringTable
 
 _ROWS_NAMED = 5
 
@@ -52,12 +52,12 @@ class Columns:
         Collects what is missing or wrong.
     """
 
-    table: pd.DataFrame
+    table: StringTable
     where: str
     problems: Problems
 
     def __contains__(self, label: str) -> bool:
-        return label in self.table.columns
+        return label in self.table
 
     def __len__(self) -> int:
         return len(self.table)
@@ -88,8 +88,7 @@ class Columns:
         """Values of a compulsory column."""
         if not self.require(label):
             return [""] * len(self)
-        values: list[str] = self.table[label].tolist()
-        return values
+        return self.table[label]
 
     def numbers(self, label: str, default: float | None = None) -> Floats:
         """Values of a column of finite numbers.
@@ -109,7 +108,7 @@ class Columns:
             return np.full(len(self), default)
         if not self.require(label):
             return np.full(len(self), np.nan)
-        values: list[str] = self.table[label].tolist()
+        values = self.table[label]
         numbers = parse_numbers(values)
         self._note_bad_rows(label, values, np.isfinite(numbers), "is no finite number")
         return numbers
@@ -119,7 +118,7 @@ class Columns:
         numbers = self.numbers(label, default)
         whole = numbers == np.trunc(numbers)
         if label in self:
-            values: list[str] = self.table[label].tolist()
+            values = self.table[label]
             self._note_bad_rows(label, values, whole | ~np.isfinite(numbers), "is no whole number")
         return np.where(whole, numbers, 0.0).astype(np.int64)
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from portal_extract.errors import StarFileError, UsageError
 from portal_extract.model import Floats, Project
 from portal_extract.relion_io.labels import ORIGIN_LABELS
 from portal_extract.relion_io.numbers import parse_numbers
-from portal_extract.relion_io.star import StarBlock, StarFile, read_star, string_table
+from portal_extract.relion_io.star import StarBlock, StarFile, read_star
+from portal_extract.relion_io.string_table import StringTable
 from portal_extract.relion_io.tables import ProjectTables
 from portal_extract.sources.relion.columns import Problems, names
 from portal_extract.sources.relion.images import FileImages
@@ -140,7 +140,7 @@ def resolve_optimisation_set(files: ProjectFiles) -> tuple[ProjectFiles, str | N
 
 def read_tomograms(
     path: str, relative_dir: str | None
-) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], dict[str, str]]:
+) -> tuple[StringTable, dict[str, StringTable], dict[str, str]]:
     """Read the global table and all per-tilt tables.
 
     Without the column ``rlnTomoTiltSeriesStarFile`` (RELION 4) the per-tilt tables are in the same file.
@@ -164,15 +164,15 @@ def read_tomograms(
     star = read_star(path)
     block = star.block("global")
     tomograms, problems = block.table(), Problems()
-    tilts: dict[str, pd.DataFrame] = {}
+    tilts: dict[str, StringTable] = {}
     files: dict[str, str] = {}
-    if "rlnTomoName" not in tomograms.columns:
+    if "rlnTomoName" not in tomograms:
         raise StarFileError(f"{block.where}: column rlnTomoName missing")
-    named: list[str] = tomograms["rlnTomoName"].tolist()
+    named = tomograms["rlnTomoName"]
     listed = [path] * len(named)
-    separate = "rlnTomoTiltSeriesStarFile" in tomograms.columns
+    separate = "rlnTomoTiltSeriesStarFile" in tomograms
     if separate:
-        listed = [_join(relative_dir, file) for file in tomograms["rlnTomoTiltSeriesStarFile"].tolist()]
+        listed = [_join(relative_dir, file) for file in tomograms["rlnTomoTiltSeriesStarFile"]]
     read: dict[str, StarFile] = {path: star}
     for row, (name, file) in enumerate(zip(named, listed, strict=True), start=1):
         try:
@@ -201,8 +201,8 @@ def _advice(separate: bool, tomograms: str, file: str) -> str:
     return "; paths are relative to the current directory unless another folder is given"
 
 
-def _optional_table(star: StarFile, name: str) -> pd.DataFrame:
-    return star.blocks[name].table() if name in star.blocks else string_table({})
+def _optional_table(star: StarFile, name: str) -> StringTable:
+    return star.blocks[name].table() if name in star.blocks else StringTable.of({})
 
 
 def _read_general(star: StarFile) -> dict[str, str]:

@@ -126,14 +126,14 @@ def _named_images(tomogram: TomogramTables) -> tuple[list[str], Ints]:
     """Name of each image, and its 0-based section; -1 where the file must tell."""
     tilts, n = tomogram.tilts, len(tomogram.tilts)
     in_order = np.arange(n, dtype=np.int64)
-    per_tilt = tilts[IMAGE_LABEL].tolist() if IMAGE_LABEL in tilts.columns else None
+    per_tilt = tilts.get(IMAGE_LABEL)
     uris = _per_tilt_or_global(tomogram, URI_LABEL)
     if uris is not None:
         sections = _split(per_tilt)[1] if per_tilt is not None else None
         return uris, in_order if sections is None else np.where(sections < 0, in_order, sections)
-    if STACK_LABEL in tomogram.row.index:
+    if STACK_LABEL in tomogram.row:
         _check_frame_count(tomogram)
-        return [str(tomogram.row[STACK_LABEL])] * n, in_order
+        return [tomogram.row[STACK_LABEL]] * n, in_order
     if per_tilt is None:
         raise StarFileError(
             f"{tomogram.tilts_where}: no images: neither column {IMAGE_LABEL} nor {URI_LABEL}, and no "
@@ -143,12 +143,9 @@ def _named_images(tomogram: TomogramTables) -> tuple[list[str], Ints]:
 
 
 def _per_tilt_or_global(tomogram: TomogramTables, label: str) -> list[str] | None:
-    if label in tomogram.tilts.columns:
-        values: list[str] = tomogram.tilts[label].tolist()
-        return values
-    if label in tomogram.row.index:
-        return [str(tomogram.row[label])] * len(tomogram.tilts)
-    return None
+    if label in tomogram.row and label not in tomogram.tilts:
+        return [tomogram.row[label]] * len(tomogram.tilts)
+    return tomogram.tilts.get(label)
 
 
 def _split(values: list[str]) -> tuple[list[str], Ints]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 
 from portal_extract.model import Bools, Floats, Ints, OpticsGroup, ParticleSet
 from portal_extract.relion_io.labels import (
@@ -15,7 +15,7 @@ from portal_extract.relion_io.labels import (
     PIXEL_LABELS,
     SUBTOMOGRAM_LABELS,
 )
-from portal_extract.relion_io.star import string_table
+from portal_extract.relion_io.string_table import StringTable
 from portal_extract.sources.relion.columns import Columns, names, rows
 from portal_extract.sources.relion.tilts import GlobalColumns
 
@@ -42,19 +42,21 @@ def tilt_series_of(particles: Columns, known: GlobalColumns) -> Ints:
     return index
 
 
-def complete_names(table: pd.DataFrame) -> pd.DataFrame:
+def complete_names(table: StringTable) -> StringTable:
     """Table with ``rlnTomoParticleName``: where missing, ``TOMO/1``, ``TOMO/2`` ... within each tomogram."""
-    if "rlnTomoParticleName" in table.columns:
+    if "rlnTomoParticleName" in table:
         return table
-    tomograms = table["rlnTomoName"]
-    counts = (table.groupby(tomograms, sort=False).cumcount() + 1).tolist()
-    made = [f"{name}/{count}" for name, count in zip(tomograms.tolist(), counts, strict=True)]
-    return _with_column(table, "rlnTomoParticleName", made)
+    counts: Counter[str] = Counter()
+    made = []
+    for name in table["rlnTomoName"]:
+        counts[name] += 1
+        made.append(f"{name}/{counts[name]}")
+    return table.with_column("rlnTomoParticleName", made)
 
 
 def complete_optics(
-    particles: pd.DataFrame, optics: pd.DataFrame, tomograms: pd.DataFrame, tilt_series: Ints
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+    particles: StringTable, optics: StringTable, tomograms: StringTable, tilt_series: Ints
+) -> tuple[StringTable, StringTable]:
     """Particle and optics table; a missing optics table is built as RELION 5.0.1 builds it.
 
     Groups are numbered in the order in which the particle table meets them; a group is a distinct
@@ -62,22 +64,19 @@ def complete_optics(
     """
     if len(optics):
         return particles, optics
-    label = "rlnOpticsGroupName" if "rlnOpticsGroupName" in tomograms.columns else "rlnTomoName"
-    group_names = tomograms[label].tolist()
+    label = "rlnOpticsGroupName" if "rlnOpticsGroupName" in tomograms else "rlnTomoName"
+    group_names = tomograms[label]
     first_of: dict[str, int] = {}
-    for t in pd.unique(tilt_series).tolist():
+    for t in dict.fromkeys(tilt_series.tolist()):
         first_of.setdefault(group_names[t], t)
     number = {name: str(n) for n, name in enumerate(first_of, start=1)}
     numbers = [number[group_names[t]] for t in tilt_series.tolist()]
     source = list(first_of.values())
-    columns = {name: [str(tomograms[name].iloc[t]) for t in source] for name in _BUILT_OPTICS}
+    of_groups = tomograms.take(source)
+    columns = {name: of_groups[name] for name in _BUILT_OPTICS}
     columns["rlnOpticsGroup"] = list(number.values())
     columns["rlnOpticsGroupName"] = list(number)
-    return _with_column(particles, "rlnOpticsGroup", numbers), string_table(columns)
-
-
-def _with_column(table: pd.DataFrame, label: str, values: Sequence[str]) -> pd.DataFrame:
-    return table.assign(**{label: pd.Series(values, index=table.index, dtype=str)})
+    return particles.with_column("rlnOpticsGroup", numbers), StringTable.of(columns)
 
 
 def read_optics_groups(optics: Columns) -> tuple[OpticsGroup, ...]:

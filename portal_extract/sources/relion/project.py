@@ -133,7 +133,7 @@ def _all_tilt_series(
     wanted = [
         TomogramTables(
             name,
-            tables.tomograms.iloc[t],
+            tables.tomograms.row(t),
             tables.tilts[name],
             f"{called.tomograms}, data_global, row {t + 1} ({name})",
             called.of_tilts(name),

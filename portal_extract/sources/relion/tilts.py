@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 
 from portal_extract.geometry import coefficients_per_image, projection_matrices
 from portal_extract.model import Bools, Deformation, DeformationKind, Floats, ImageStack, TiltSeries
 from portal_extract.relion_io.numbers import parse_vector
+from portal_extract.relion_io.string_table import StringTable
 from portal_extract.sources.relion.columns import Columns, Problems, rows
 
 UNKNOWN_SIZE = (-999, -999, -999)
@@ -38,8 +38,8 @@ class TomogramTables:
     """
 
     name: str
-    row: pd.Series[str]
-    tilts: pd.DataFrame
+    row: Mapping[str, str]
+    tilts: StringTable
     where: str
     tilts_where: str
 
@@ -74,9 +74,9 @@ def read_global_columns(columns: Columns) -> GlobalColumns:
     """
     n = len(columns)
     found = columns.strings("rlnTomoName")
-    duplicated = pd.Series(found, dtype=object).duplicated().to_numpy()
-    if "rlnTomoName" in columns and duplicated.any():
-        twice = np.flatnonzero(duplicated)
+    first = {name: t for t, name in reversed(list(enumerate(found)))}
+    twice = np.flatnonzero([first[name] != t for t, name in enumerate(found)])
+    if "rlnTomoName" in columns and len(twice):
         columns.problems.add(
             f"{columns.where}: rlnTomoName occurs twice in {rows(twice, [found[i] for i in twice[:5]])}"
         )
