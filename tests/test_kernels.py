@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portal_extract.kernels.mask import circle_mask, gridding_weights, mask_and_crop, mask_in_place
+from portal_extract.extraction.masks import circle_mask, gridding_weights
+from portal_extract.kernels.mask import mask_and_crop, mask_in_place
 from portal_extract.kernels.modulate import modulate
 from portal_extract.optics.ctf import CtfCoefficients, ctf_image
 

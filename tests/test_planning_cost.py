@@ -16,8 +16,9 @@ from portal_extract.images.inspection import plan_stream
 from portal_extract.images.layout import ArrayLayout, ChunkCodec
 from portal_extract.images.options import ReadOptions
 from portal_extract.planning.cost import block_places, pixels_inside, ranges_of_units, whole_units
-from portal_extract.planning.order import Lists, order_regions
+from portal_extract.planning.order import order_regions
 from portal_extract.planning.regions import Regions, TileGrid
+from portal_extract.planning.touched import Lists
 
 SIDES = st.integers(1, 6)
 

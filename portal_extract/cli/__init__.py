@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import os
@@ -79,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # the imports of a command make many objects that live as long as the process; collecting them takes longer
     # than importing them
     gc.disable()
+    # and at the end all objects go with the process: to look for garbage among them takes longer than its end
+    atexit.register(gc.freeze)
     # the program has its own threads; those of linear algebra libraries would only get in their way
     for library in ("OMP", "OPENBLAS", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")

@@ -16,7 +16,6 @@ from portal_extract.extraction.spectra import SpectrumTables, to_images, transfo
 from portal_extract.extraction.stacks import masks_of
 from portal_extract.extraction.views import Views
 from portal_extract.extraction.volumes import RECIPROCAL, Maps, Pose, VolumeSum, particle_volumes
-from portal_extract.kernels.mask import mask_in_place
 from portal_extract.model import Floats, Ints
 from portal_extract.options import ExtractOptions
 from portal_extract.relion_io.mrc import write_mrc
@@ -132,6 +131,8 @@ class VolumeConsumer:
         if self._mask is not None or self._gridding is not None:
             images = to_images(spectra)
             if self._mask is not None:
+                from portal_extract.kernels.mask import mask_in_place
+
                 mask_in_place(images, self._mask.weights, self._mask.spans, self._mask.n_background)
             if self._gridding is not None:
                 images = (images * self._gridding).astype(np.float32)

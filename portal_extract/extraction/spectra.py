@@ -6,11 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft
 
+from portal_extract.extraction.masks import CircleMask, circle_mask
 from portal_extract.extraction.views import Views
-from portal_extract.kernels.mask import CircleMask, circle_mask, mask_in_place
-from portal_extract.kernels.modulate import modulate
 from portal_extract.model import Floats, Ints, OpticsGroup
 from portal_extract.optics.aberrations import zernike_image
 from portal_extract.optics.ctf import CtfCoefficients, ctf_coefficients
@@ -133,9 +131,13 @@ def transform(
     -------
     ``(n, b, b // 2 + 1)`` orthonormal transforms; the particle is at pixel ``b / 2`` of their inverse.
     """
+    from portal_extract.kernels.modulate import modulate
+
     size, binning = options.box_size, options.binning
     half = size // 2 + 1
     if tables.precrop is not None:
+        from portal_extract.kernels.mask import mask_in_place
+
         mask_in_place(patches, tables.precrop.weights, tables.precrop.spans, tables.precrop.n_background)
     spectra = _forward(patches, half)
     sign = -1.0 if options.invert_contrast else 1.0
@@ -167,6 +169,8 @@ def transform(
 
 def _forward(patches: NDArray[np.float32], half: int) -> NDArray[np.complex64]:
     """Unnormalised half-complex transform; columns that binning drops are not transformed along y."""
+    from scipy import fft
+
     side = patches.shape[1]
     if half == side // 2 + 1:
         return fft.rfft2(patches, workers=1)
@@ -179,6 +183,8 @@ def to_images(spectra: NDArray[np.complex64], normalise: bool = True) -> NDArray
 
     With ``normalise`` the pair of transforms is orthonormal; without, the factor 1 / b is the caller's.
     """
+    from scipy import fft
+
     size = spectra.shape[1]
     return fft.irfft2(
         spectra, s=(size, size), norm="ortho" if normalise else "forward", workers=1, overwrite_x=True

@@ -8,16 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from portal_extract.extraction.masks import CircleMask, circle_mask, gridding_weights
 from portal_extract.extraction.spectra import SpectrumTables, to_images, transform
 from portal_extract.extraction.stack_files import StackFiles, images_that_wait
 from portal_extract.extraction.views import Views
-from portal_extract.kernels.mask import (
-    CircleMask,
-    circle_mask,
-    gridding_weights,
-    mask_and_crop,
-    mask_in_place,
-)
 from portal_extract.model import Floats, Ints
 from portal_extract.options import ExtractOptions
 from portal_extract.relion_io.mrc import Statistics, header_bytes
@@ -94,10 +88,14 @@ class StackConsumer:
         if self._gridding is None:
             return images
         if self._mask is not None:
+            from portal_extract.kernels.mask import mask_in_place
+
             mask_in_place(images, self._mask.weights, self._mask.spans, self._mask.n_background)
         return (images * self._gridding).astype(np.float32)
 
     def _crop(self, images: NDArray[np.float32], out: NDArray[np.float32], slots: Ints, sums: Floats) -> None:
+        from portal_extract.kernels.mask import mask_and_crop
+
         mask = self._mask if self._mask is not None and self._gridding is None else _NO_MASK
         boundary = self._options.boundary
         mask_and_crop(images, mask.weights, mask.spans, mask.n_background, boundary, out, slots, sums)

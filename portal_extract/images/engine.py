@@ -16,12 +16,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from portal_extract.images.boxes import array_to_cut_into
 from portal_extract.images.decoding import TileTarget
 from portal_extract.images.layout import ArrayLayout
 from portal_extract.images.loader import UnitLoader
 from portal_extract.images.reader import Reader, Turn
 from portal_extract.images.source import finish
-from portal_extract.kernels.cut import array_to_cut_into, cut_boxes
 from portal_extract.planning.plan import GroupPlan
 
 STARVING_S = 1.0
@@ -178,6 +178,8 @@ class TileEngine:
         return out
 
     def _cut_now(self, batch: int, out: NDArray[np.float32]) -> None:
+        from portal_extract.kernels.cut import cut_boxes
+
         plan = self.plan
         places = plan.regions.places[plan.order.batches[batch]]
         cut_boxes(self._arena, self._slot_of, places, plan.grid.geometry, out)

@@ -7,18 +7,21 @@ import os
 import threading
 from collections.abc import Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from portal_extract.errors import AccessDeniedError, ImageFormatError
-from portal_extract.images.boxes import PatchBatch
+from portal_extract.images.boxes import PatchBatch, array_to_cut_into
 from portal_extract.images.layout import ArrayLayout
 from portal_extract.images.options import ReadOptions
 from portal_extract.images.store import is_local, local_path
-from portal_extract.kernels.cut import Geometry, array_to_cut_into, cut_boxes
 from portal_extract.planning.regions import Regions
 from portal_extract.running.events import BytesRead, Observer
+
+if TYPE_CHECKING:
+    from portal_extract.kernels.cut import Geometry
 
 
 def can_be_mapped(regions: Regions) -> bool:
@@ -148,6 +151,8 @@ def _cut(
     observer: Observer,
     out: NDArray[np.float32] | None,
 ) -> NDArray[np.float32]:
+    from portal_extract.kernels.cut import cut_boxes
+
     out = array_to_cut_into(len(places), regions.size_px, out)
     _, height, width = regions.layout.shape
     geometry: Geometry = (height, width, height, width, 1, 1, height * width, 1)

@@ -153,30 +153,3 @@ def cut_boxes(
             out[view, r] = out[view, top]
         for r in range(top + yb - ya, height):
             out[view, r] = out[view, top + yb - ya - 1]
-
-
-def array_to_cut_into(
-    n: int, size_px: tuple[int, int], out: NDArray[np.float32] | None
-) -> NDArray[np.float32]:
-    """Check the array that boxes are to be cut into, or make one.
-
-    Parameters
-    ----------
-    n
-        Number of boxes.
-    size_px
-        Height and width of a box.
-    out
-        The array, or None for a new one.
-
-    Raises
-    ------
-    ValueError
-        The array is of another shape or type.
-    """
-    shape = (n, *size_px)
-    if out is None:
-        return np.empty(shape, np.float32)
-    if out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
-        raise ValueError(f"the array to cut into must be C-contiguous float32 of shape {shape}")
-    return out

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from portal_extract.images.blosc import FrameTable
 from portal_extract.images.options import ReadOptions
 from portal_extract.images.store import is_local
-from portal_extract.planning.order import Lists, Order
+from portal_extract.planning.order import Order
 from portal_extract.planning.regions import Regions, TileGrid
+from portal_extract.planning.touched import Lists
 
 #: stored bytes per byte of pixels where nothing is known: noise in float32, lz4 after byte shuffle
 USUAL_RATIO = 0.75

@@ -7,42 +7,15 @@ box that needs it, and dropped with the last one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from portal_extract.kernels.cut import touched_tiles
 from portal_extract.planning.regions import TileGrid
+from portal_extract.planning.touched import Lists, tiles_of_batches
 
 Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Lists:
-    """Lists of numbers, one after the other.
-
-    Attributes
-    ----------
-    starts
-        ``(n + 1,)`` where each list starts.
-    items
-        The numbers of all lists.
-    """
-
-    starts: Ints
-    items: Ints = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def __getitem__(self, index: int) -> Ints:
-        return self.items[self.starts[index] : self.starts[index + 1]]
-
-    @property
-    def lengths(self) -> Ints:
-        """Length of each list."""
-        return np.diff(self.starts)
 
 
 @dataclass(frozen=True)
@@ -108,7 +81,7 @@ def order_regions(
     n_views = len(places)
     starts = np.arange(0, n_views + batch_views, batch_views, dtype=np.int64)
     starts[-1] = n_views
-    batch_tiles = _touched(grid, places[order], starts, size_px)
+    batch_tiles = tiles_of_batches(grid, places[order], starts, size_px)
     n_batches = len(batch_tiles)
     tiles, first_pair = np.unique(batch_tiles.items, return_index=True)
     batch_of_pair = np.repeat(np.arange(n_batches), batch_tiles.lengths)
@@ -150,19 +123,6 @@ def _ready_rank(grid: TileGrid, places: Ints, size_px: tuple[int, int], slab: In
     right = np.clip(places[:, 3] + size_px[1] - 1, 0, width - 1) // grid.chunk_shape[2]
     rank: Ints = (slab * grid.grid[1] + bottom) * grid.grid[2] + right
     return rank
-
-
-def _touched(grid: TileGrid, places: Ints, starts: Ints, size_px: tuple[int, int]) -> Lists:
-    """Tiles that each batch touches, in the order of the batches."""
-    places = np.ascontiguousarray(places)
-    counts = np.zeros(len(starts), dtype=np.int64)
-    stamps = np.full(grid.n_tiles, -1, dtype=np.int64)
-    nothing = np.empty(0, dtype=np.int64)
-    n_pairs = touched_tiles(places, starts, *size_px, grid.geometry, stamps, counts, nothing)
-    items = np.empty(n_pairs, dtype=np.int64)
-    stamps.fill(-1)
-    touched_tiles(places, starts, *size_px, grid.geometry, stamps, counts, items)
-    return Lists(counts, items)
 
 
 def _units(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from portal_extract.errors import ImageFormatError
 from portal_extract.images.layout import ArrayLayout
-from portal_extract.kernels.cut import Geometry
 from portal_extract.model import ImageStack
+
+if TYPE_CHECKING:
+    from portal_extract.kernels.cut import Geometry
 
 
 @dataclass(frozen=True)

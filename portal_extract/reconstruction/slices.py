@@ -11,8 +11,6 @@ from portal_extract.extraction.spectra import SpectrumTables, make_tables, trans
 from portal_extract.extraction.views import Views
 from portal_extract.extraction.whiten import whitening_tables
 from portal_extract.images.options import ReadOptions
-from portal_extract.kernels.gather import trim_slices
-from portal_extract.kernels.modulate import modulate
 from portal_extract.model import Bools, Floats, Ints
 from portal_extract.optics.dose import dose_ranges, dose_weights
 from portal_extract.options import ExtractOptions
@@ -65,6 +63,8 @@ class SliceMaker:
         -------
         The slices of each half set, and the views that are left out because they are not finite.
         """
+        from portal_extract.kernels.gather import trim_slices
+
         if self.premultiplied is None:
             spectra, weights = self._from_patches(which, patches)
         else:
@@ -126,6 +126,8 @@ class SliceMaker:
         self, which: Ints, images: NDArray[np.float32], premultiplied: Bools
     ) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
         """Transform images of stacks, which extraction has divided by the binning once more."""
+        from portal_extract.kernels.modulate import modulate
+
         bare = replace(self.tables, ctf=None, dose=None, odd_factor=None)
         options = replace(self.options, binning=1.0, ctf=False, invert_contrast=False)
         plain = transform(images, which, self.views, bare, options, factor=self.options.binning)

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from portal_extract import kernels
 from portal_extract.images.boxes import PatchBatch
 from portal_extract.running.ahead import Ahead, Opener
 
@@ -127,6 +128,9 @@ class _Engine:
         unit = _Unit(number)
         self._units.append(unit)
         opened = self._open(unit, ahead)
+        if number == 0:
+            # the first pixels have been asked for, and are on their way
+            self._pool.submit(kernels.load)
         if opened is not None:
             ahead.look_ahead()
             self._read(unit, opened)
