@@ -301,7 +301,9 @@ def test_errors_of_writing_are_not_skipped(fail_at):
 
 def test_without_a_callback_the_first_error_surfaces():
     with pytest.raises(ReadError, match="view 1"):
-        run_on_threads([Task(0, consumer=Consumer(fail_at=1))], RunOptions(workers=1), print, lambda r: None)
+        run_on_threads(
+            [Task(0, consumer=Consumer(fail_at=1))], Place(RunOptions(workers=1)), print, lambda r: None
+        )
 
 
 def test_runs_of_numbers():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import click
@@ -10,6 +12,8 @@ from portal_extract.cli import cluster, params
 from portal_extract.cli.grouped import GroupedCommand, option, stack_options
 from portal_extract.errors import UsageError
 
+WORK = "portal_extract.cli.work"
+"""What comes after the project; loaded while the images are looked at."""
 INPUT = "Input (RELION's names in brackets)"
 
 input_options = stack_options(
@@ -51,7 +55,7 @@ def command(**values: Any) -> None:
         raise UsageError(
             "nothing to extract: give --particles-starfile and --tomograms-starfile, or --optimisation-set"
         )
-    from portal_extract.cli.work import extract_and_report
+    from portal_extract.running.schedulers import open_run_reader
     from portal_extract.sources.relion import ProjectFiles, read_project
 
     storage: dict[str, Any] = {"anon": not values["s3_credentials"]}
@@ -66,5 +70,8 @@ def command(**values: Any) -> None:
         storage=storage,
         requests_in_flight=values["requests"],
     )
-    project = read_project(files)
-    extract_and_report(project, options, run, values)
+    with open_run_reader(run) as reader:
+        project = read_project(files, reader=reader, meanwhile=partial(import_module, WORK))
+        from portal_extract.cli.work import extract_and_report
+
+        extract_and_report(project, options, run, values, reader=reader)

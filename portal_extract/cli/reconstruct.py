@@ -127,8 +127,9 @@ def local_command(**values: Any) -> None:
         and values["visible_frames"] == "geometric"
     ):
         raise UsageError("--visible-frames geometric: stacks hold the stored ones only; leave it out")
-    from portal_extract.cli.reconstruct_work import reconstruct_and_report
+    from portal_extract.cli.reconstruct_work import reconstruct_and_report, run_of
     from portal_extract.reconstruction.stacks import no_images
+    from portal_extract.running.schedulers import open_run_reader
     from portal_extract.sources.relion import ProjectFiles, read_project
 
     storage: dict[str, Any] = {"anon": not values["s3_credentials"]}
@@ -143,8 +144,9 @@ def local_command(**values: Any) -> None:
         storage=storage,
         requests_in_flight=values["requests"],
     )
-    project = read_project(files, no_images if from_stacks else None)
-    reconstruct_and_report(project, options, values, from_stacks=from_stacks)
+    with open_run_reader(run_of(values)) as reader:
+        project = read_project(files, no_images if from_stacks else None, reader)
+        reconstruct_and_report(project, options, values, from_stacks=from_stacks, reader=reader)
 
 
 @click.command("data-portal", cls=GroupedCommand)

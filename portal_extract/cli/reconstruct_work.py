@@ -17,6 +17,7 @@ from portal_extract.cli.progress import human_bytes
 from portal_extract.cli.progress_json import show_progress_as, write_line
 from portal_extract.cli.work import EXIT_SKIPPED, settle_memory
 from portal_extract.model import Project
+from portal_extract.options import RunOptions
 from portal_extract.reconstruction.forecast import ReconstructForecast, forecast_reconstruction
 from portal_extract.reconstruction.job import reconstruct
 from portal_extract.reconstruction.options import ReconstructOptions
@@ -25,7 +26,13 @@ from portal_extract.running.clients import open_client
 from portal_extract.running.memory import keep_freed_memory
 
 if TYPE_CHECKING:
+    from portal_extract.images.reader import Reader
     from portal_extract.planning.estimate import ReadPlan
+
+
+def run_of(values: Mapping[str, Any]) -> RunOptions:
+    """Build the options of the run; sums of an earlier one are used unless that is not wanted."""
+    return running_options({**values, "overwrite": not values["resume"]})
 
 
 def reconstruct_and_report(
@@ -36,6 +43,7 @@ def reconstruct_and_report(
     from_stacks: bool = False,
     assumptions: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
+    reader: Reader | None = None,
 ) -> ReconstructSummary | None:
     """Average with progress and print the summary; or, with ``--dry-run``, print the plan.
 
@@ -46,7 +54,7 @@ def reconstruct_and_report(
     """
     settle_memory()
     keep_freed_memory()
-    run = running_options({**values, "overwrite": not values["resume"]})
+    run = run_of(values)
     source: dict[str, Any] = {"from_stacks": from_stacks, "replace_subsets": values["replace_subsets"]}
     if values["dry_run"]:
         with show_progress_as(values) as observer:
@@ -67,6 +75,7 @@ def reconstruct_and_report(
             **source,
             mask=values["mask"],
             client=client,
+            reader=reader,
             checkpoint_seconds=values["checkpoint_seconds"],
             assumptions=assumptions,
             extra=extra,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from portal_extract.model import Project
 from portal_extract.options import ExtractOptions, RunOptions
 from portal_extract.running.clients import open_client
 
+if TYPE_CHECKING:
+    from portal_extract.images.reader import Reader
+
 EXIT_SKIPPED = 3
 
 
@@ -28,6 +31,7 @@ def extract_and_report(
     values: Mapping[str, Any],
     assumptions: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
+    reader: Reader | None = None,
 ) -> ExtractionSummary | None:
     """Extract with progress and print the summary; or, with ``--dry-run``, print the plan.
 
@@ -56,7 +60,15 @@ def extract_and_report(
         if client is not None and scheduler.dashboard and (values["quiet"] or values["as_json"]):
             click.echo(f"dask dashboard: {client.dashboard_link}", err=True)
         summary = extract(
-            project, options, out, run, observer, client=client, assumptions=assumptions, extra=extra
+            project,
+            options,
+            out,
+            run,
+            observer,
+            client=client,
+            reader=reader,
+            assumptions=assumptions,
+            extra=extra,
         )
     if values["json_progress"]:
         write_line(sys.stderr, "finished", {"summary": summary.to_dict()})

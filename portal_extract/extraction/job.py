@@ -42,6 +42,8 @@ from portal_extract.running.units import UnitFailure, UnitResult
 if TYPE_CHECKING:
     from distributed import Client
 
+    from portal_extract.images.reader import Reader
+
 RESULTS = (
     "Subtomograms",
     "particles.star",
@@ -87,6 +89,7 @@ def extract(
     observer: Observer = ignore,
     *,
     client: Client | None = None,
+    reader: Reader | None = None,
     assumptions: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> ExtractionSummary:
@@ -106,6 +109,8 @@ def extract(
         Told of progress.
     client
         Of a dask cluster; None for threads of this process.
+    reader
+        Connections of this process that are open already, such as those that the project was read with.
     assumptions, extra
         Values that the source does not have, and anything else to be put into the report.
 
@@ -138,7 +143,7 @@ def extract(
     refuse_hopeless(survey, 0 if has_journal(output_dir) else needed, output_dir)
     for sentence in outside_warnings(survey):
         observer(Note(sentence, "warning"))
-    place = find_place(run, client, observer)
+    place = find_place(run, client, observer, reader)
     left_to_do(project, options, place)
     with hold_output(output_dir, RESULTS, overwrite=run.overwrite):
         journal = Journal(output_dir)

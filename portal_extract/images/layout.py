@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +12,7 @@ import numpy as np
 
 from portal_extract.errors import PortalExtractError
 from portal_extract.images.blosc import FrameStyle
+from portal_extract.images.store import is_local, load_client
 
 if TYPE_CHECKING:
     from portal_extract.images.reader import Reader
@@ -232,7 +233,10 @@ def read_layouts(uris: Sequence[str], storage: Mapping[str, Any]) -> dict[str, A
 
 
 def look_at(
-    uris: Sequence[str], storage: Mapping[str, Any], reader: Reader
+    uris: Sequence[str],
+    storage: Mapping[str, Any],
+    reader: Reader,
+    meanwhile: Callable[[], object] | None = None,
 ) -> dict[str, ArrayLayout | PortalExtractError]:
     """Layout of each of some stored arrays, or what is wrong with it.
 
@@ -242,14 +246,17 @@ def look_at(
         As for :func:`read_layouts`.
     reader
         Bounds the requests, also those of other threads that look at arrays.
+    meanwhile
+        Called while the answers of a remote store are on their way.
     """
     from portal_extract.images.fetcher import Fetcher
-    from portal_extract.images.opening import open_layout
+    from portal_extract.images.opening import open_known
 
     async def look(uri: str) -> ArrayLayout | PortalExtractError:
         try:
             store = await reader.store(uri, storage)
-            return await open_layout(Fetcher(store, reader.reading, limit=reader.limit), uri)
+            fetcher = Fetcher(store, reader.reading, limit=reader.limit)
+            return await open_known(fetcher, uri, reader.known(uri, storage))
         except PortalExtractError as error:
             return error
 
@@ -257,4 +264,8 @@ def look_at(
         return await asyncio.gather(*map(look, distinct))
 
     distinct = list(dict.fromkeys(uris))
-    return dict(zip(distinct, reader.run(look_at_all()), strict=True))
+    if all(map(is_local, distinct)):
+        meanwhile = None
+    else:
+        load_client()
+    return dict(zip(distinct, reader.run(look_at_all(), meanwhile), strict=True))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
 
 from portal_extract.errors import ImageFormatError, NotFoundError
 from portal_extract.images.fetcher import Fetcher
@@ -20,12 +21,43 @@ from portal_extract.images.zarr_metadata import full_size_level, layout_v2, layo
 MRC_HEADER_BYTES = 1024
 
 
-async def open_layouts_with(fetcher: Fetcher, uris: Sequence[str]) -> dict[str, ArrayLayout]:
-    """Layouts of stored arrays, all at once; see :func:`open_layout`."""
+@dataclass(frozen=True)
+class KnownArray:
+    """What was found when an array was looked at.
+
+    Attributes
+    ----------
+    layout
+        How it is stored.
+    version
+        Version (ETag) of the MRC file, if the store tells one: what is fetched later must be of it.
+    """
+
+    layout: ArrayLayout
+    version: str | None = None
+
+
+Known = MutableMapping[str, KnownArray]
+"""Arrays of one store that have been looked at, by address."""
+
+
+async def open_known(fetcher: Fetcher, uri: str, known: Known) -> ArrayLayout:
+    """Layout of one stored array, which is looked at once; see :func:`open_layout`."""
+    if uri not in known:
+        layout = await open_layout(fetcher, uri)
+        known[uri] = KnownArray(layout, fetcher.versions.get(uri))
+    found = known[uri]
+    if found.version is not None:
+        fetcher.versions[uri] = found.version
+    return found.layout
+
+
+async def open_layouts_with(fetcher: Fetcher, uris: Sequence[str], known: Known) -> dict[str, ArrayLayout]:
+    """Layouts of stored arrays, all at once; see :func:`open_known`."""
     distinct = list(dict.fromkeys(uris))
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(open_layout(fetcher, uri)) for uri in distinct]
+            tasks = [group.create_task(open_known(fetcher, uri, known)) for uri in distinct]
     except* Exception as errors:
         first = errors.exceptions[0]
         raise first from first.__cause__

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from portal_extract.errors import ReadError
 from portal_extract.images.fetcher import RequestLimit
+from portal_extract.images.opening import Known
 from portal_extract.images.options import ReadOptions
 from portal_extract.images.store import Store, is_local, open_store
 
@@ -111,6 +112,7 @@ class Reader:
     def __init__(self, reading: ReadOptions) -> None:
         self.reading = reading
         self._stores: dict[str, Store] = {}
+        self._known: dict[str, Known] = {}
         self._lock = threading.Lock()
         self._is_closing = False
         self.limit = RequestLimit(reading.requests_in_flight)
@@ -148,8 +150,15 @@ class Reader:
         is_own = current is self._thread or current.name.startswith(DECODE_NAME)
         return is_own or sys.is_finalizing() or self._is_closing
 
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def run(self, coroutine: Coroutine[Any, Any, T], meanwhile: Callable[[], object] | None = None) -> T:
         """Run a coroutine in the loop to its end.
+
+        Parameters
+        ----------
+        coroutine
+            Run in the loop.
+        meanwhile
+            Called in this thread when the coroutine has been handed over.
 
         Raises
         ------
@@ -162,6 +171,8 @@ class Reader:
                 raise ReadError("reading was ended before it could begin")
             future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
+            if meanwhile is not None:
+                meanwhile()
             return future.result()
         except BaseException:
             future.cancel()
@@ -186,11 +197,14 @@ class Reader:
 
     async def store(self, uri: str, storage: Mapping[str, Any]) -> Store:
         """Find the store for an address, with its open connections, or open it."""
-        kind = "" if is_local(uri) else uri.split("://")[0]
-        key = repr((kind, sorted(storage.items(), key=repr)))
+        key = _store_key(uri, storage)
         if key not in self._stores:
             self._stores[key] = open_store(uri, storage, self.reading)
         return self._stores[key]
+
+    def known(self, uri: str, storage: Mapping[str, Any]) -> Known:
+        """Give what has been found out of the arrays in the store for an address; it is added to."""
+        return self._known.setdefault(_store_key(uri, storage), {})
 
     def close(self) -> None:
         """Stop the loop and the threads, and close all connections."""
@@ -204,6 +218,11 @@ class Reader:
             return
         self._thread.join()
         self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _store_key(uri: str, storage: Mapping[str, Any]) -> str:
+    kind = "" if is_local(uri) else uri.split("://")[0]
+    return repr((kind, sorted(storage.items(), key=repr)))
 
 
 @contextmanager

@@ -83,7 +83,8 @@ class Session:
     def open(self, tilts: NDArray[np.int64]) -> dict[str, ArrayLayout]:
         """Read the layouts of the files of some tilt images, and of the first."""
         uris = [self._stack.uris[0], *(self._stack.uris[tilt] for tilt in np.unique(tilts).tolist())]
-        return self.reader.run(open_layouts_with(self._fetcher, uris))
+        known = self.reader.known(uris[0], self._stack.storage)
+        return self.reader.run(open_layouts_with(self._fetcher, uris, known))
 
     def typical_table(self, regions: Regions) -> FrameTable | None:
         """Read the table of a Blosc chunk that some regions touch."""

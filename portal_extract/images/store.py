@@ -6,6 +6,7 @@ object. It belongs to the event loop in which it was opened and is never shared 
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -198,6 +199,11 @@ def is_local(uri: str) -> bool:
 def local_path(uri: str) -> str:
     """Path of a local address."""
     return uri.removeprefix("file://")
+
+
+def load_client() -> None:
+    """Load the HTTP client, which takes a while; opening a store does it otherwise."""
+    importlib.import_module("portal_extract.images.http_store")
 
 
 def open_store(uri: str, storage: Mapping[str, Any], reading: ReadOptions) -> Store:

@@ -49,6 +49,8 @@ from portal_extract.running.units import UnitFailure, UnitResult
 if TYPE_CHECKING:
     from distributed import Client
 
+    from portal_extract.images.reader import Reader
+
 CHECKPOINT_SECONDS = 30.0
 _MARKER = "maps.json"
 _NO_HALF_SETS = (
@@ -68,6 +70,7 @@ def reconstruct(
     replace_subsets: bool = False,
     mask: str | None = None,
     client: Client | None = None,
+    reader: Reader | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     assumptions: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
@@ -95,6 +98,8 @@ def reconstruct(
         MRC file, for the FSC; None for a soft sphere.
     client
         Of a dask cluster; None for threads of this process.
+    reader
+        Connections of this process that are open already, such as those that the project was read with.
     checkpoint_seconds
         Sums are put on disk after a tilt series if so much time has passed since the last time; 0 for after
         each one.
@@ -129,7 +134,7 @@ def reconstruct(
     mask_map = None if mask is None else read_mask(mask, options.output_size)
     survey = survey_reconstruction(project, options, run, stacks)
     prefix = output_prefix(output_dir, run.paths)
-    place = find_place(run, client, observer)
+    place = find_place(run, client, observer, reader)
     check_memory(project, options, survey.n_halves, place.run)
     with hold_output(output_dir, every_name(), overwrite=run.overwrite):
         identity = reconstruction_identity(project, options, stacks)

@@ -12,8 +12,6 @@ import numpy as np
 
 from portal_extract.errors import PortalExtractError
 from portal_extract.extraction.views import positions_px
-from portal_extract.images.options import ReadOptions
-from portal_extract.images.reader import open_reader
 from portal_extract.model import Floats, Ints
 from portal_extract.reconstruction.accumulate import Accumulator
 from portal_extract.reconstruction.options import ReconstructOptions
@@ -122,7 +120,7 @@ class Summing:
                 return done
             task = SumTask(todo, self.options, self.n_halves, self.map_pixel_angst)
             checkpoints = _Checkpoints(self, done)
-            with open_reader(ReadOptions.of_run(place.run, place.run.memory_bytes, 1, workers)) as reader:
+            with place.open_reader() as reader:
                 stream, consumer = task.open_with(
                     done.halves, place.run, workers, observer, reader, checkpoints
                 )

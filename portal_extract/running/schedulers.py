@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -45,11 +46,23 @@ class Place:
         Units that run at the same time.
     client
         Of a dask cluster; None for threads of this process.
+    reader
+        Of this process, for units that run in it; None for one that is opened when they begin.
     """
 
     run: RunOptions
     n_slots: int = 1
     client: Client | None = None
+    reader: Reader | None = None
+
+    @contextmanager
+    def open_reader(self) -> Iterator[Reader]:
+        """Give the reader, or open one and close it again."""
+        if self.reader is not None:
+            yield self.reader
+            return
+        with open_run_reader(self.run) as reader:
+            yield reader
 
 
 def n_workers(run: RunOptions) -> int:
@@ -57,7 +70,14 @@ def n_workers(run: RunOptions) -> int:
     return run.workers or len(os.sched_getaffinity(0))
 
 
-def find_place(run: RunOptions, client: Client | None, observer: Observer) -> Place:
+def open_run_reader(run: RunOptions) -> AbstractContextManager[Reader]:
+    """Open a reader for everything that this process reads in a run."""
+    return open_reader(ReadOptions.of_run(run, run.memory_bytes, 1, n_workers(run)))
+
+
+def find_place(
+    run: RunOptions, client: Client | None, observer: Observer, reader: Reader | None = None
+) -> Place:
     """Divide threads, memory and requests between the units that run at the same time.
 
     A worker process with ``t`` dask threads does ``t`` units at a time; each has its part of the process's
@@ -71,6 +91,8 @@ def find_place(run: RunOptions, client: Client | None, observer: Observer) -> Pl
         Of a dask cluster; None for threads of this process.
     observer
         Told if there are no workers yet.
+    reader
+        See :class:`Place`.
 
     Raises
     ------
@@ -78,7 +100,7 @@ def find_place(run: RunOptions, client: Client | None, observer: Observer) -> Pl
         No worker appears.
     """
     if client is None:
-        return Place(replace(run, workers=n_workers(run)))
+        return Place(replace(run, workers=n_workers(run)), reader=reader)
     from portal_extract.running.cluster import wait_for_threads
 
     threads = wait_for_threads(client, observer)
@@ -135,7 +157,7 @@ def run_units(
         failures.append(failure_of(task.label, task.particles, error, observer))
         return place.run.on_error == "skip"
 
-    run_on_threads(tasks, place.run, observer, done, failed)
+    run_on_threads(tasks, place, observer, done, failed)
     return failures
 
 
@@ -156,7 +178,7 @@ def failure_of(label: str, particles: tuple[int, ...], error: Exception, observe
 
 def run_on_threads(
     tasks: Iterable[UnitTask],
-    run: RunOptions,
+    place: Place,
     observer: Observer,
     done: Done,
     failed: Callable[[UnitTask, Exception], bool] | None = None,
@@ -165,7 +187,7 @@ def run_on_threads(
 
     Parameters
     ----------
-    tasks, run, observer, done
+    tasks, place, observer, done
         As in :func:`run_units`.
     failed
         Told of each unit that failed; says whether further units are to be begun. None: the first error
@@ -176,7 +198,7 @@ def run_on_threads(
     Exception
         Without ``failed``, the first error of a unit.
     """
-    workers = n_workers(run)
+    workers = n_workers(place.run)
     running: dict[int, UnitTask] = {}
 
     def openers(reader: Reader) -> Iterator[Opener[Opened]]:
@@ -190,7 +212,7 @@ def run_on_threads(
             del running[number]
 
         tally = Tally(observer)
-        stream, consumer = task.open(run, workers, tally, reader)
+        stream, consumer = task.open(place.run, workers, tally, reader)
         return Opened(stream, _Reporting(task, consumer, tally, finished))
 
     def unit_failed(number: int, error: Exception) -> bool:
@@ -198,7 +220,7 @@ def run_on_threads(
             raise error
         return failed(running.pop(number), error)
 
-    with open_reader(ReadOptions.of_run(run, run.memory_bytes, 1, workers)) as reader:
+    with place.open_reader() as reader:
         run_streams(openers(reader), workers, unit_failed)
 
 
@@ -243,5 +265,5 @@ def run_unit(task: UnitTask, run: RunOptions, guard: Guard) -> UnitResult:
     keep_freed_memory()
     results: list[UnitResult] = []
     with guard.held():
-        run_on_threads([task], run, Tally(), results.append)
+        run_on_threads([task], Place(run), Tally(), results.append)
     return results[0]

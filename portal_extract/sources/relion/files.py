@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from portal_extract.sources.relion.columns import Problems, names
 from portal_extract.sources.relion.images import FileImages
 from portal_extract.sources.relion.project import TableNames, Trajectories, build_project
 from portal_extract.sources.relion.tilts import ImageStackFactory
+
+if TYPE_CHECKING:
+    from portal_extract.images.reader import Reader
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,12 @@ class ProjectFiles:
     requests_in_flight: int = 32
 
 
-def read_project(files: ProjectFiles, images: ImageStackFactory | None = None) -> Project:
+def read_project(
+    files: ProjectFiles,
+    images: ImageStackFactory | None = None,
+    reader: Reader | None = None,
+    meanwhile: Callable[[], object] | None = None,
+) -> Project:
     """Read a RELION 5 (or 4) project: all tables, and the headers of the images that particles need.
 
     Tilt series without particles keep their place; their images are not looked at, so they have size (0, 0)
@@ -63,6 +72,11 @@ def read_project(files: ProjectFiles, images: ImageStackFactory | None = None) -
         Where things are. Paths in STAR files are relative to the current directory, not to the file.
     images
         Finds the images of a tilt series; None for the files that the tables name.
+    reader
+        Looks at remote images, and keeps the connections and what was found for the work to come; None for
+        one that is closed in the end.
+    meanwhile
+        Called while the answers of a remote store are on their way; perhaps several times, in other threads.
 
     Raises
     ------
@@ -100,8 +114,11 @@ def read_project(files: ProjectFiles, images: ImageStackFactory | None = None) -
     from portal_extract.images.options import ReadOptions
     from portal_extract.images.reader import open_reader
 
-    with open_reader(ReadOptions(requests_in_flight=chosen.requests_in_flight)) as reader:
-        named = FileImages(reader, chosen.tiltseries_relative_dir, chosen.storage)
+    with ExitStack() as stack:
+        if reader is None:
+            reading = ReadOptions(requests_in_flight=chosen.requests_in_flight)
+            reader = stack.enter_context(open_reader(reading))
+        named = FileImages(reader, chosen.tiltseries_relative_dir, chosen.storage, meanwhile)
         return build_project(tables, named, trajectories=trajectories, table_names=called)
 
 

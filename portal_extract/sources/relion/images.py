@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -51,11 +51,14 @@ class FileImages:
         Options for remote stores.
     reader
         Looks at remote files.
+    meanwhile
+        Called while the answers of a remote store are on their way; perhaps several times.
     """
 
     reader: Reader
     relative_dir: str | None = None
     storage: Mapping[str, Any] = field(default_factory=dict)
+    meanwhile: Callable[[], object] | None = None
 
     def __call__(self, tomogram: TomogramTables) -> ImageStack:
         """Find the images of one tilt series; reads headers only.
@@ -90,7 +93,9 @@ class FileImages:
         errors: dict[str, PortalExtractError] = {}
         distinct = list(dict.fromkeys(uris))
         local = {uri for uri in distinct if is_mrc_uri(uri) and not _REMOTE.match(uri)}
-        others = look_at([uri for uri in distinct if uri not in local], self.storage, self.reader)
+        others = look_at(
+            [uri for uri in distinct if uri not in local], self.storage, self.reader, self.meanwhile
+        )
         for uri in distinct:
             found = _local_shape(uri) if uri in local else others[uri]
             if isinstance(found, PortalExtractError):
