@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portal_extract.planning.regions import TileGrid
-from portal_extract.planning.touched import Lists, tiles_of_batches
+from portal_extract.planning.touched import Lists, distinct, tiles_of_batches
 
 Ints = NDArray[np.int64]
 
@@ -94,7 +94,7 @@ def order_regions(
     units, unit_chunks, unit_first, unit_of_tile = _units(grid, tiles, chunks, slab_of_tile, first)
     unit_of = np.zeros(grid.n_tiles, dtype=np.int64)
     unit_of[tiles] = unit_of_tile
-    pairs = np.unique(unit_of[batch_tiles.items] * n_batches + batch_of_pair)
+    pairs = distinct(unit_of[batch_tiles.items] * n_batches + batch_of_pair)
     unit_starts = np.searchsorted(pairs, np.arange(len(unit_chunks) + 1) * n_batches)
     alive = np.zeros(n_batches + 1, dtype=np.int64)
     np.add.at(alive, unit_first[unit_of_tile], 1)

