@@ -14,7 +14,12 @@ import numpy as np
 from portal_extract.errors import BadResultError
 from portal_extract.extraction.image_table import IMAGES_FILE, check_image_table, write_image_table
 from portal_extract.extraction.resume import left_to_do, still_there, sums_units
-from portal_extract.extraction.summary import ExtractionSummary, peak_memory_bytes, series_failures
+from portal_extract.extraction.summary import (
+    ExtractionSummary,
+    SeriesSurvey,
+    peak_memory_bytes,
+    series_failures,
+)
 from portal_extract.extraction.sums import write_sums
 from portal_extract.extraction.survey import (
     outside_warnings,
@@ -135,31 +140,22 @@ def extract(
     options.check()
     prefix = output_prefix(output_dir, run.paths)
     names = main_files(project, options)
-    if options.stack_layout == "tomogram":
-        check_image_table(project)
-    survey = survey_project(project, options)
-    needed = result_bytes(survey, options)
-    # where results are there already, only what is missing needs room; that is known when the folder is held
-    refuse_hopeless(survey, 0 if has_journal(output_dir) else needed, output_dir)
-    for sentence in outside_warnings(survey):
-        observer(Note(sentence, "warning"))
+    survey = _look_at_project(project, options, output_dir, observer)
     place = find_place(run, client, observer, reader)
     left_to_do(project, options, place)
     with hold_output(output_dir, RESULTS, overwrite=run.overwrite):
         journal = Journal(output_dir)
         finished = journal.begin(project_identity(project, options))
-        job = _Job(project, options, output_dir, names, place, observer, journal, needed)
+        job = _Job(
+            project, options, output_dir, names, place, observer, journal, result_bytes(survey, options)
+        )
         observer(StageStarted("extract", sum(s.n_views for s in survey), "views"))
         results, failures = job.run(finished)
         if failures and (run.on_error == "stop" or not results):
             write_report(output_dir, _stopped(options, results, failures))
             raise failures[0].error
         observer(StageFinished("extract"))
-        bad = {particle: reason for result in results for particle, reason in result.bad.items()}
-        bad.update({particle: FAILED for failure in failures for particle in failure.particles})
-        outcomes = [
-            _outcome(project, options, index, bad) for index, p in enumerate(project.particles_of) if len(p)
-        ]
+        outcomes = _outcomes(project, options, results, failures)
         for sentence in _write_tables(project, options, output_dir, prefix, names, outcomes):
             observer(Note(sentence, "warning"))
         if sums_units(options):
@@ -170,6 +166,20 @@ def extract(
             output_dir, {"options": dataclasses.asdict(options), **summary.to_dict(), **(extra or {})}
         )
     return summary
+
+
+def _look_at_project(
+    project: Project, options: ExtractOptions, output_dir: Path, observer: Observer
+) -> Sequence[SeriesSurvey]:
+    """Find what will be extracted; refuse what cannot be, and tell what the user should know."""
+    if options.stack_layout == "tomogram":
+        check_image_table(project)
+    survey = survey_project(project, options)
+    # where results are there already, only what is missing needs room; that is known when the folder is held
+    refuse_hopeless(survey, 0 if has_journal(output_dir) else result_bytes(survey, options), output_dir)
+    for sentence in outside_warnings(survey):
+        observer(Note(sentence, "warning"))
+    return survey
 
 
 @dataclass(frozen=True)
@@ -218,6 +228,18 @@ def _stopped(
         "particles_done": sum(len(result.particles) for result in results),
         "failures": [failure.to_dict() for failure in series_failures(failures)],
     }
+
+
+def _outcomes(
+    project: Project,
+    options: ExtractOptions,
+    results: Sequence[UnitResult],
+    failures: Sequence[UnitFailure],
+) -> list[SeriesOutcome]:
+    """Tell what came of the particles of every tilt series that has some."""
+    bad = {particle: reason for result in results for particle, reason in result.bad.items()}
+    bad.update({particle: FAILED for failure in failures for particle in failure.particles})
+    return [_outcome(project, options, index, bad) for index, p in enumerate(project.particles_of) if len(p)]
 
 
 def _outcome(
