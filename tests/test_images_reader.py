@@ -17,6 +17,7 @@ from images_support import blosc, cut_slowly, make_pixels, random_boxes, stack_o
 from portal_extract.demo.loopback import Fault
 from portal_extract.demo.object_server import ObjectServer
 from portal_extract.errors import AccessDeniedError, MemoryBudgetError, ReadError
+from portal_extract.images.layout import ArrayLayout, look_at
 from portal_extract.images.options import MIB, ReadOptions
 from portal_extract.images.reader import Reader, Turns, open_reader
 from portal_extract.images.stream import PatchStream, open_patches
@@ -90,6 +91,24 @@ def test_the_line_is_never_idle(server: ObjectServer, reader: Reader, pixels: np
     assert first["a.zarr"] < first["b.zarr"] < first["c.zarr"]
     assert "c.zarr" not in order[: first["b.zarr"]]
     assert len(reader._stores) == 1
+
+
+def test_what_was_looked_at_is_what_is_read(tmp_path: Path, reader: Reader, pixels: np.ndarray) -> None:
+    path = tmp_path / "bucket" / "a.mrc"
+    path.parent.mkdir()
+    write_mrc(path, pixels, 1.0, kind="stack")
+    with ObjectServer(tmp_path) as server:
+        stack = stack_of("s3://bucket/a.mrc", SHAPE, endpoint_url=server.url)
+        found = look_at([stack.uris[0]], stack.storage, reader)[stack.uris[0]]
+        assert isinstance(found, ArrayLayout)
+        assert np.array_equal(
+            cut_all(open_patches(stack, BOXES, READING, reader=reader)), cut_slowly(pixels, BOXES)
+        )
+        assert server.log.count("GET", "a.mrc") == len(server.log.entries)
+        assert [entry.range_header for entry in server.log.entries].count("bytes=0-1023") == 1
+        write_mrc(path, pixels + 1, 1.0, kind="stack")
+        with pytest.raises(ReadError, match=r"a\.mrc.*changed"):
+            cut_all(open_patches(stack, BOXES, READING, reader=reader))
 
 
 @pytest.mark.parametrize("together", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,50 +44,39 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_world(tmp_path_factory.mktemp("world"))
 
 
+@pytest.fixture
+def server(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
+    enter(world, tmp_path, monkeypatch)
+    with ObjectServer(world / "store") as running:
+        yield running
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_heavy_is_loaded_before_the_first_pixels_are_asked_for(
-    world: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: ObjectServer, kind: str
 ) -> None:
-    enter(world, tmp_path, monkeypatch)
-    with ObjectServer(world / "store") as server:
-        command = [
-            sys.executable,
-            "-c",
-            PROGRAM,
-            "local",
-            *arguments(kind, server.url),
-            "-o",
-            "out",
-            "--quiet",
-        ]
-        told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    options = [*arguments(kind, server.url), "-o", "out", "--quiet"]
+    command = [sys.executable, "-c", PROGRAM, "local", *options]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     loaded, computed = json.loads(told)
     assert loaded == {"metadata": [], "pixels": []}
     assert computed
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_image_is_looked_at_once(
-    world: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    enter(world, tmp_path, monkeypatch)
-    with ObjectServer(world / "store") as server:
-        assert extract(kind, server.url) == 0
-        asked = [(entry.path, entry.range_header) for entry in server.log.entries]
+def test_every_image_is_looked_at_once(server: ObjectServer, kind: str) -> None:
+    assert extract(kind, server.url) == 0
+    asked = [(entry.path, entry.range_header) for entry in server.log.entries]
     assert len(asked) == len(set(asked))
     metadata = [path for path, header in asked if "/.z" in path or header == "bytes=0-1023"]
     assert len(metadata) == (1 if kind == "mrc" else 2)
 
 
-def test_what_is_loaded_in_advance_is_what_an_extraction_calls(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_loaded_in_advance_is_what_an_extraction_calls(server: ObjectServer) -> None:
     kernels.load()
     loops = (cut.cut_boxes, mask.mask_and_crop, modulate._modulate)
     before = [len(loop.signatures) for loop in loops]
     assert min(before) > 0
-    enter(world, tmp_path, monkeypatch)
-    with ObjectServer(world / "store") as server:
-        assert extract("new", server.url) == 0
-        assert extract("old", server.url, "--bin", "2", "--overwrite") == 0
+    assert extract("new", server.url) == 0
+    assert extract("old", server.url, "--bin", "2", "--overwrite") == 0
     assert [len(loop.signatures) for loop in loops] == before

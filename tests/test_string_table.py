@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portal_extract.relion_io.string_table import StringTable
@@ -19,6 +19,7 @@ def columns(draw: st.DrawFn) -> dict[str, list[str]]:
     return {label: draw(st.lists(values, min_size=n, max_size=n)) for label in labels}
 
 
+@settings(deadline=None)  # the first call loads pandas
 @given(columns())
 def test_a_table_gives_back_what_it_was_made_of(made: dict[str, list[str]]) -> None:
     table = StringTable.of(made)
