@@ -68,7 +68,6 @@ def command(**values: Any) -> None:
         optimisation_set=values["optimisation_set"],
         tiltseries_relative_dir=values["tiltseries_relative_dir"],
         storage=storage,
-        requests_in_flight=values["requests"],
     )
     with open_run_reader(run) as reader:
         project = read_project(files, reader=reader, meanwhile=partial(import_module, WORK))

@@ -142,7 +142,6 @@ def local_command(**values: Any) -> None:
         optimisation_set=values["optimisation_set"],
         tiltseries_relative_dir=values["tiltseries_relative_dir"],
         storage=storage,
-        requests_in_flight=values["requests"],
     )
     with open_run_reader(run_of(values)) as reader:
         project = read_project(files, no_images if from_stacks else None, reader)

@@ -6,7 +6,7 @@ from __future__ import annotations
 def load() -> None:
     """Load what every extraction computes with: compiled loops and the FFT.
 
-    Takes a third of a second, once in a process. Nothing imports these before it calls them, so that requests
+    Takes 0.4 s, once in a process. Nothing imports these before it calls them, so that requests
     for pixels can be made first; whoever waits for the answers calls this meanwhile.
     """
     import numpy as np

@@ -129,7 +129,7 @@ class _Engine:
         self._units.append(unit)
         opened = self._open(unit, ahead)
         if number == 0:
-            # the first pixels have been asked for, and are on their way
+            # an extraction has asked for its first pixels by now, and a sum of particles is about to
             self._pool.submit(kernels.load)
         if opened is not None:
             ahead.look_ahead()

@@ -43,7 +43,8 @@ class ProjectFiles:
     storage
         Options for remote stores of images, e.g. ``{"endpoint_url": ...}`` for S3.
     requests_in_flight
-        Concurrent requests to remote stores, for the headers of images.
+        Concurrent requests to remote stores, for the headers of images, where no reader is given that bounds
+        them.
     """
 
     particles: str | None = None
